@@ -1,0 +1,61 @@
+# make demo   sentence embeddings with tileattn attention, then `tileattn verify`
+# make test   lint, C++ tests, Python tests
+# make wheel  the wheel for everyone: all kernels, all architectures
+# Each sets up what it needs in .venv and build/, and reuses it the next time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/Release
+
+# A development build compiles a few kernels for one architecture.
+export TILEATTN_KERNELS ?= dev
+export TILEATTN_CUDA_ARCHS ?= 80
+export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+
+SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake)
+
+.PHONY: demo test lint format cpp-test python-test wheel clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/tileattn demo embed
+
+test: lint cpp-test python-test
+
+$(VENV)/requirements: requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/installed: $(VENV)/requirements $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation --no-deps \
+	  -C cmake.define.TILEATTN_TESTS=ON \
+	  -C cmake.define.TILEATTN_KERNELS=$(TILEATTN_KERNELS) \
+	  -C cmake.define.TILEATTN_CUDA_ARCHS="$(TILEATTN_CUDA_ARCHS)" \
+	  -e .
+	touch $@
+
+lint: $(VENV)/requirements
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/requirements
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
+
+cpp-test: $(VENV)/installed
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+
+python-test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+wheel: $(VENV)/requirements
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel . --no-deps --no-build-isolation -w dist \
+	  -C build-dir=build/wheel
+
+clean:
+	rm -rf build dist $(VENV)

@@ -1,0 +1,77 @@
+// From torch's stable tensors to the plain structs that kernels take.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "tileattn/tensor_ref.h"
+
+namespace tileattn::torch_binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Half: return DType::kFloat16;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    default: STD_TORCH_CHECK(false, "tileattn: only float32, float16 and bfloat16 are supported");
+  }
+}
+
+/// The stride of a dimension; 0 where it is never stepped along, so that odd
+/// strides of dimensions of size 1 count neither for alignment nor for offsets.
+inline std::int64_t step(const Tensor& tensor, std::int64_t dim) {
+  return tensor.size(dim) <= 1 ? 0 : tensor.stride(dim);
+}
+
+/// True if rows can be read as 16-byte vectors: unit last stride, the rest aligned.
+inline bool has_vector_rows(const Tensor& tensor) {
+  std::int64_t last = tensor.dim() - 1;
+  if (tensor.size(last) > 1 && tensor.stride(last) != 1) return false;
+  std::int64_t vector = 16 / static_cast<std::int64_t>(size_of(dtype_of(tensor)));
+  for (std::int64_t i = 0; i < last; ++i)
+    if (step(tensor, i) % vector != 0) return false;
+  return reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % 16 == 0;
+}
+
+/// The tensor itself where kernels can read it in place, else a contiguous copy.
+inline Tensor with_vector_rows(const Tensor& tensor) {
+  if (has_vector_rows(tensor)) return tensor;
+  return torch::stable::clone(torch::stable::contiguous(tensor));
+}
+
+inline OptionalTensor contiguous(const OptionalTensor& tensor) {
+  if (!tensor) return std::nullopt;
+  return torch::stable::contiguous(*tensor);
+}
+
+/// [batch, token, head, dim], or [token, head, dim] for packed sequences.
+inline TensorRef ref(const Tensor& tensor) {
+  std::int64_t token = tensor.dim() - 3;
+  return {tensor.data_ptr(), token == 1 ? step(tensor, 0) : 0, step(tensor, token),
+          step(tensor, token + 1)};
+}
+
+inline ConstTensorRef const_ref(const Tensor& tensor) {
+  TensorRef r = ref(tensor);
+  return {r.data, r.batch_stride, r.token_stride, r.head_stride};
+}
+
+/// [batch or 1, heads or 1, queries or 1, keys]
+inline BiasRef bias_ref(const Tensor& bias) {
+  return {bias.data_ptr(), step(bias, 0), step(bias, 1), step(bias, 2), dtype_of(bias)};
+}
+
+template <class T>
+const T* data_or_null(const OptionalTensor& tensor) {
+  return tensor ? static_cast<const T*>(tensor->data_ptr()) : nullptr;
+}
+
+}  // namespace tileattn::torch_binding

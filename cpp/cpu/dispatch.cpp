@@ -1,0 +1,197 @@
+// Entry points: choose the instruction set, cut the problem into tasks, allocate,
+// and hand the tasks to the executor.
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "cpu/plan.h"
+#include "tileattn/attention.h"
+#include "tileattn/pattern/dispatch.h"
+
+namespace tileattn::cpu {
+
+namespace portable {
+extern const Variant kVariant;
+}
+#if defined(TILEATTN_X86_VARIANTS)
+namespace avx2 {
+extern const Variant kVariant;
+}
+namespace avx512 {
+extern const Variant kVariant;
+}
+#endif
+
+namespace {
+
+const Variant& choose_variant() {
+#if defined(TILEATTN_X86_VARIANTS)
+  // For tests and comparisons: the best variant to use, by name.
+  const char* limit = std::getenv("TILEATTN_INSTRUCTION_SET");
+  auto allowed = [&](const char* name) { return !limit || std::strcmp(limit, name) == 0; };
+  bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (has_avx512 && has_avx2 && allowed("avx512")) return avx512::kVariant;
+  if (has_avx2 && (allowed("avx2") || allowed("avx512"))) return avx2::kVariant;
+#endif
+  return portable::kVariant;
+}
+
+const Variant& variant() {
+  static const Variant& chosen = choose_variant();
+  return chosen;
+}
+
+constexpr std::size_t kAlignment = 64;
+
+struct FreeAligned {
+  void operator()(float* data) const { ::operator delete[](data, std::align_val_t{kAlignment}); }
+};
+using Buffer = std::unique_ptr<float[], FreeAligned>;
+
+Buffer allocate(std::int64_t floats) {
+  std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
+  return Buffer(static_cast<float*>(::operator new[](bytes, std::align_val_t{kAlignment})));
+}
+
+/// What the kernels' memory safety rests on; the rest was checked by the caller.
+void check(const AttentionProblem& p) {
+  auto valid_dim = [](int dim) { return dim > 0 && dim % 8 == 0 && dim <= kMaxDim; };
+  if (!valid_dim(p.dim) || !valid_dim(p.dim_v))
+    throw std::invalid_argument("head dims must be multiples of 8, at most 256");
+  if (p.heads_q > 0 && (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0))
+    throw std::invalid_argument("heads_kv must divide heads_q");
+  if ((p.cu_seqlens_q == nullptr) != (p.cu_seqlens_k == nullptr))
+    throw std::invalid_argument("cu_seqlens_q and cu_seqlens_k go together");
+}
+
+/// Offsets of packed sequences are kept within the tokens, and no sequence
+/// overlaps the one before.
+std::vector<Sequence> sequences_of(const AttentionProblem& p) {
+  std::vector<Sequence> sequences;
+  sequences.reserve(p.batch);
+  std::int64_t packed_keys = 0;
+  int q_end = 0, k_end = 0;
+  for (int b = 0; b < p.batch; ++b) {
+    Sequence s{b, b, 0, p.len_q, 0, p.len_k, std::int64_t{b} * p.len_q, packed_keys};
+    if (p.cu_seqlens_q) {
+      auto next = [b](const std::int32_t* offsets, int length, int& end, int& begin, int& size) {
+        begin = std::clamp(offsets[b], end, length);
+        end = std::clamp(offsets[b + 1], begin, length);
+        size = end - begin;
+      };
+      s.batch = 0;
+      next(p.cu_seqlens_q, p.len_q, q_end, s.q_begin, s.len_q);
+      next(p.cu_seqlens_k, p.len_k, k_end, s.k_begin, s.len_k);
+      s.row = s.q_begin;
+    }
+    packed_keys += s.padded_keys();
+    sequences.push_back(s);
+  }
+  return sequences;
+}
+
+/// One task for each sequence, head and tile; a head's tiles follow each other.
+template <class CountTiles>
+std::vector<Task> tasks_of(const std::vector<Sequence>& sequences, int heads, CountTiles tiles) {
+  std::vector<Task> tasks;
+  for (const Sequence& sequence : sequences)
+    for (int head = 0; head < heads; ++head)
+      for (int tile = tiles(sequence) - 1; tile >= 0; --tile) tasks.push_back({&sequence, head, tile});
+  return tasks;
+}
+
+/// Calls work(task, scratch) for each task. Threads take tasks as they come free.
+template <class Work>
+void run(const Executor& executor, const Task* tasks, std::int64_t count, std::int64_t scratch_size,
+         Work work) {
+  if (count == 0) return;
+  std::int64_t workers = std::min<std::int64_t>(std::max(executor.num_threads, 1), count);
+  std::int64_t stride = (scratch_size + 31) / 16 * 16;
+  Buffer scratch = allocate(workers * stride);
+  std::atomic<std::int64_t> next{0};
+  executor.run(workers, [&](std::int64_t worker) {
+    for (std::int64_t i; (i = next++) < count;) work(tasks[i], scratch.get() + worker * stride);
+  });
+}
+
+int query_tiles(const Sequence& s) { return ceil_div(s.len_q, kTile.queries); }
+
+/// Whether tasks of different sequences or heads add to the same element of dbias.
+bool shares_dbias(const AttentionBackward& p) {
+  return p.dbias.data && ((p.dbias.batch_stride == 0 && p.batch > 1) ||
+                          (p.dbias.head_stride == 0 && p.heads_kv > 1));
+}
+
+/// Over how many tasks to spread the key tiles of one (sequence, key head), when
+/// `side_by_side` of those run at the same time.
+int chunks_for(const std::vector<Sequence>& sequences, int threads,
+               std::int64_t side_by_side) {
+  constexpr int kTasksPerThread = 3;  // enough to even out their lengths
+  constexpr int kMaxChunks = 32;      // each has its own dq
+  int most_tiles = 1;
+  for (const Sequence& s : sequences)
+    most_tiles = std::max(most_tiles, ceil_div(s.len_k, kTile.keys));
+  if (threads <= 1 || side_by_side >= kTasksPerThread * threads) return 1;
+  int wanted = static_cast<int>((kTasksPerThread * threads + side_by_side - 1) / side_by_side);
+  return std::min({wanted, most_tiles, kMaxChunks});
+}
+
+}  // namespace
+
+const char* instruction_set() { return variant().name; }
+
+void attention_forward(const AttentionForward& p, const Executor& executor) {
+  check(p);
+  const Variant& kernels = variant();
+  const std::vector<Sequence> sequences = sequences_of(p);
+  if (sequences.empty() || p.heads_q == 0) return;
+  const Sequence& last = sequences.back();
+  std::int64_t packed_keys = (last.packed_key + last.padded_keys()) * p.heads_kv;
+  Buffer packed_k = allocate(packed_keys * p.dim);
+  Buffer packed_v = allocate(packed_keys * round_up(p.dim_v, kColumnGranule));
+  const ForwardPlan plan{&p, packed_k.get(), packed_v.get()};
+
+  auto panels = tasks_of(sequences, p.heads_kv, [](auto& s) { return ceil_div(s.len_k, kPanel); });
+  run(executor, panels.data(), panels.size(), 0,
+      [&](Task task, float*) { kernels.pack_panel(plan, task); });
+  auto forward = kernels.forward[static_cast<int>(kind_of(p.pattern))];
+  auto tiles = tasks_of(sequences, p.heads_q, query_tiles);
+  run(executor, tiles.data(), tiles.size(), forward_scratch(p),
+      [&](Task task, float* scratch) { forward(plan, task, scratch); });
+}
+
+void attention_backward(const AttentionBackward& p, const Executor& executor) {
+  check(p);
+  const Variant& kernels = variant();
+  const std::vector<Sequence> sequences = sequences_of(p);
+  if (sequences.empty() || p.heads_q == 0) return;
+  const bool in_turn = shares_dbias(p);
+  const std::int64_t pairs = std::int64_t{p.batch} * p.heads_kv;
+  const int chunks = chunks_for(sequences, executor.num_threads, in_turn ? 1 : pairs);
+  const std::int64_t rows = p.cu_seqlens_q ? p.len_q : std::int64_t{p.batch} * p.len_q;
+  Buffer dq = allocate(chunks * p.heads_q * rows * round_up(p.dim, kColumnGranule));
+  const BackwardPlan plan{&p, chunks, rows, dq.get()};
+
+  auto queries = tasks_of(sequences, p.heads_q, query_tiles);
+  run(executor, queries.data(), queries.size(), 0,
+      [&](Task task, float*) { kernels.prepare_queries(plan, task); });
+
+  auto backward = kernels.backward[static_cast<int>(kind_of(p.pattern))];
+  auto tasks = tasks_of(sequences, p.heads_kv, [&](auto&) { return chunks; });
+  const std::int64_t count = tasks.size(), step = in_turn ? chunks : count;
+  for (std::int64_t first = 0; first < count; first += step)
+    run(executor, tasks.data() + first, step, backward_scratch(p),
+        [&](Task task, float* scratch) { backward(plan, task, scratch); });
+
+  run(executor, queries.data(), queries.size(), 0,
+      [&](Task task, float*) { kernels.store_dq(plan, task); });
+}
+
+}  // namespace tileattn::cpu

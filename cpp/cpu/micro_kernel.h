@@ -1,0 +1,105 @@
+// The one matrix product that everything else is made of:
+//
+//   C[m][n] = (accumulate ? C[m][n] : 0) + sum over k of A(m, k) * B[k][n]
+//
+// A is read element by element at any strides, so it may be transposed; B and C
+// are row-major and n a multiple of kColumnGranule. A block of up to kGroup rows
+// by kMaxVecs vectors of C stays in registers while k runs.
+#pragma once
+
+#include "cpu/plan.h"
+#include "cpu/vec.h"
+
+namespace tileattn::cpu::TILEATTN_ISA {
+
+struct StridedA {
+  const float* data;
+  std::int64_t row_stride;
+  std::int64_t k_stride;
+};
+
+struct RowMajor {
+  float* data;
+  std::int64_t stride;
+};
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kMaxVecs = 4;  // 6 x 4 of 32 registers
+#else
+constexpr int kMaxVecs = 2;  // 6 x 2 of 16
+#endif
+
+template <int Rows, int Vecs>
+void block_product(int depth, StridedA a, const float* b, std::int64_t b_stride, RowMajor c,
+                   bool accumulate) {
+  Vec sum[Rows][Vecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vecs; ++v)
+      sum[r][v] = accumulate ? load(c.data + r * c.stride + v * kWidth) : Vec{};
+  const float* a_column = a.data;
+  for (int k = 0; k < depth; ++k, b += b_stride, a_column += a.k_stride) {
+    Vec b_row[Vecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vecs; ++v) b_row[v] = load(b + v * kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      Vec a_element = broadcast(a_column[r * a.row_stride]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vecs; ++v) sum[r][v] += a_element * b_row[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vecs; ++v) store(c.data + r * c.stride + v * kWidth, sum[r][v]);
+}
+
+template <int Vecs>
+void group_product(int rows, int depth, StridedA a, const float* b, std::int64_t b_stride,
+                   RowMajor c, bool accumulate) {
+  static_assert(kGroup == 6);
+  switch (rows) {
+    case 1: return block_product<1, Vecs>(depth, a, b, b_stride, c, accumulate);
+    case 2: return block_product<2, Vecs>(depth, a, b, b_stride, c, accumulate);
+    case 3: return block_product<3, Vecs>(depth, a, b, b_stride, c, accumulate);
+    case 4: return block_product<4, Vecs>(depth, a, b, b_stride, c, accumulate);
+    case 5: return block_product<5, Vecs>(depth, a, b, b_stride, c, accumulate);
+    default: return block_product<6, Vecs>(depth, a, b, b_stride, c, accumulate);
+  }
+}
+
+/// All rows of C, columns [column, column + vecs * kWidth).
+inline void panel_product(int rows, int vecs, int depth, StridedA a, const float* b,
+                          std::int64_t b_stride, RowMajor c, bool accumulate) {
+  for (int r = 0; r < rows; r += kGroup) {
+    int count = imin(kGroup, rows - r);
+    StridedA a_rows{a.data + r * a.row_stride, a.row_stride, a.k_stride};
+    RowMajor c_rows{c.data + r * c.stride, c.stride};
+    switch (vecs) {
+      case 1: group_product<1>(count, depth, a_rows, b, b_stride, c_rows, accumulate); break;
+      case 2: group_product<2>(count, depth, a_rows, b, b_stride, c_rows, accumulate); break;
+#if defined(__AVX512F__) || defined(__aarch64__)
+      case 3: group_product<3>(count, depth, a_rows, b, b_stride, c_rows, accumulate); break;
+      case 4: group_product<4>(count, depth, a_rows, b, b_stride, c_rows, accumulate); break;
+#endif
+    }
+  }
+}
+
+inline void product(int rows, int columns, int depth, StridedA a, RowMajor b, RowMajor c,
+                    bool accumulate) {
+  int vecs_left = columns / kWidth;
+  const float* b_panel = b.data;
+  while (vecs_left > 0) {
+    // Even panels: 5 vectors are 3 + 2 rather than 4 + 1.
+    int vecs = ceil_div(vecs_left, ceil_div(vecs_left, kMaxVecs));
+    panel_product(rows, vecs, depth, a, b_panel, b.stride, c, accumulate);
+    b_panel += vecs * kWidth;
+    c.data += vecs * kWidth;
+    vecs_left -= vecs;
+  }
+}
+
+}  // namespace tileattn::cpu::TILEATTN_ISA

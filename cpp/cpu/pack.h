@@ -1,0 +1,126 @@
+// Between tensors in memory (fp32, fp16, bf16, any strides) and fp32 scratch.
+#pragma once
+
+#include "cpu/micro_kernel.h"
+#include "cpu/plan.h"
+#include "cpu/vec.h"
+
+namespace tileattn::cpu::TILEATTN_ISA {
+
+inline std::uint32_t bits_of(float x) { return __builtin_bit_cast(std::uint32_t, x); }
+inline float float_of(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
+inline float from_bfloat16(std::uint16_t x) { return float_of(std::uint32_t{x} << 16); }
+
+inline std::uint16_t to_bfloat16(float x) {  // round to nearest even
+  std::uint32_t bits = bits_of(x);
+  std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
+}
+
+inline float from_float16(std::uint16_t x) {
+  std::uint32_t magnitude = std::uint32_t{x & 0x7fffu} << 13;  // exponent and fraction in place
+  std::uint32_t normal = magnitude + (112u << 23);             // exponent bias 15 -> 127
+  std::uint32_t special = magnitude | (255u << 23);            // infinity, NaN
+  // A subnormal is fraction * 2^-24: borrow the exponent of 2^-14 and take it off again.
+  std::uint32_t subnormal = bits_of(float_of(magnitude + (113u << 23)) - float_of(113u << 23));
+  std::uint32_t value = magnitude >= (31u << 23) ? special
+                        : magnitude < (1u << 23) ? subnormal : normal;
+  return float_of(value | std::uint32_t{x & 0x8000u} << 16);
+}
+
+inline std::uint16_t to_float16(float x) {  // round to nearest even
+  std::uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffff;
+  std::uint32_t normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Below 2^-14, adding 1/2 leaves exactly the bits of the subnormal at the bottom.
+  std::uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+  std::uint32_t special = magnitude > (255u << 23) ? 0x7e00 : 0x7c00;
+  std::uint32_t value = magnitude >= bits_of(65520.0f) ? special
+                        : magnitude < (113u << 23) ? subnormal : normal;
+  return static_cast<std::uint16_t>(value | (bits >> 16 & 0x8000));
+}
+
+inline std::int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+/// to[i] = factor * from[i]
+inline void load_row(const void* from, DType dtype, float* to, int count, float factor) {
+  auto half = static_cast<const std::uint16_t*>(from);
+  switch (dtype) {
+    case DType::kFloat32:
+      for (int i = 0; i < count; ++i) to[i] = factor * static_cast<const float*>(from)[i];
+      break;
+    case DType::kFloat16:
+      for (int i = 0; i < count; ++i) to[i] = factor * from_float16(half[i]);
+      break;
+    case DType::kBFloat16:
+      for (int i = 0; i < count; ++i) to[i] = factor * from_bfloat16(half[i]);
+      break;
+  }
+}
+
+/// to[i] = factor * from[i], rounded
+inline void store_row(const float* from, void* to, DType dtype, int count, float factor) {
+  auto half = static_cast<std::uint16_t*>(to);
+  switch (dtype) {
+    case DType::kFloat32:
+      for (int i = 0; i < count; ++i) static_cast<float*>(to)[i] = factor * from[i];
+      break;
+    case DType::kFloat16:
+      for (int i = 0; i < count; ++i) half[i] = to_float16(factor * from[i]);
+      break;
+    case DType::kBFloat16:
+      for (int i = 0; i < count; ++i) half[i] = to_bfloat16(factor * from[i]);
+      break;
+  }
+}
+
+/// Consecutive tokens of one head.
+template <class Byte>
+struct TokenRows {
+  Byte* data;
+  std::int64_t stride;  // in bytes
+  DType dtype;
+  Byte* row(int token) const { return data + token * stride; }
+};
+
+inline TokenRows<const char> rows_of(ConstTensorRef x, DType dtype, int batch, int head, int token) {
+  std::int64_t size = bytes_of(dtype);
+  std::int64_t first = batch * x.batch_stride + head * x.head_stride + token * x.token_stride;
+  return {static_cast<const char*>(x.data) + first * size, x.token_stride * size, dtype};
+}
+
+inline TokenRows<char> rows_of(TensorRef x, DType dtype, int batch, int head, int token) {
+  ConstTensorRef same{x.data, x.batch_stride, x.token_stride, x.head_stride};
+  auto rows = rows_of(same, dtype, batch, head, token);
+  return {const_cast<char*>(rows.data), rows.stride, dtype};
+}
+
+inline void fill(float* to, std::int64_t count, float value) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = value;
+}
+
+/// `rows` tokens to fp32; columns from dim to the stride become 0, and so do the
+/// rows up to padded_rows.
+inline void load_rows(TokenRows<const char> from, int rows, int padded_rows, int dim, float factor,
+                      RowMajor to) {
+  for (int r = 0; r < rows; ++r) {
+    load_row(from.row(r), from.dtype, to.data + r * to.stride, dim, factor);
+    fill(to.data + r * to.stride + dim, to.stride - dim, 0.0f);
+  }
+  fill(to.data + rows * to.stride, (padded_rows - rows) * to.stride, 0.0f);
+}
+
+/// Up to kPanel tokens to panel[dim][kPanel]; missing tokens become 0.
+inline void load_transposed(TokenRows<const char> from, int rows, int dim, float* panel) {
+  constexpr int kStrip = 8;  // dim is a multiple
+  for (int d = 0; d < dim; d += kStrip) {
+    float strip[kPanel][kStrip] = {};
+    for (int r = 0; r < rows; ++r)
+      load_row(from.row(r) + d * bytes_of(from.dtype), from.dtype, strip[r],
+               kStrip, 1.0f);
+    for (int i = 0; i < kStrip; ++i)
+      for (int r = 0; r < kPanel; ++r) panel[(d + i) * kPanel + r] = strip[r][i];
+  }
+}
+
+}  // namespace tileattn::cpu::TILEATTN_ISA

@@ -1,0 +1,67 @@
+// Scores: what happens to s = q . k before the normaliser sees it, and the
+// derivative of that. In: s times q_factor(). Out: the modified score times log2(e).
+#pragma once
+
+#include "cpu/pack.h"
+
+namespace tileattn::cpu::TILEATTN_ISA {
+
+/// The modifiers of one head.
+struct Scores {
+  bool plain;         // no head has a modifier; then base 2 is folded into the queries, too
+  float scale;
+  float softcap;      // 0: none
+  float alibi_slope;  // 0: none
+  const char* bias;   // [query, key], or null
+  std::int64_t bias_query_stride;  // bytes
+  DType bias_dtype;
+  int shift;          // a query's own position among the keys, less its index
+  int len_k;
+
+  static Scores make(const AttentionProblem& p, const Sequence& seq, int head) {
+    Scores s{};
+    s.plain = p.softcap == 0 && !p.alibi_slopes && !p.bias.data;
+    s.scale = p.scale;
+    s.softcap = p.softcap;
+    if (p.alibi_slopes) s.alibi_slope = p.alibi_slopes[seq.index * p.alibi_batch_stride + head];
+    if (p.bias.data) {
+      std::int64_t size = bytes_of(p.bias.dtype);
+      s.bias = static_cast<const char*>(p.bias.data) +
+               (seq.batch * p.bias.batch_stride + head * p.bias.head_stride) * size;
+      s.bias_query_stride = p.bias.query_stride * size;
+      s.bias_dtype = p.bias.dtype;
+    }
+    s.shift = seq.len_k - seq.len_q;
+    s.len_k = seq.len_k;
+    return s;
+  }
+
+  float q_factor() const { return plain ? scale * kLog2E : scale; }
+
+  /// s[0, count) are the scores of `query` and the keys from `key`, at most kTile.keys of them.
+  /// Writes the derivative of the softcap, if there is one, to `cap_slope` unless null.
+  void modify(float* s, int count, int query, int key, float* cap_slope) const {
+    if (plain) return;
+    float added[kTile.keys] = {};
+    if (bias)
+      load_row(bias + query * bias_query_stride + key * bytes_of(bias_dtype), bias_dtype, added,
+               imin(count, len_k - key), 1.0f);
+    if (alibi_slope != 0)
+      for (int j = 0; j < count; ++j) {
+        int ahead = key + j - (query + shift);
+        added[j] -= alibi_slope * static_cast<float>(ahead < 0 ? -ahead : ahead);
+      }
+    float inverse_cap = softcap > 0 ? 1.0f / softcap : 0.0f;
+    for (int j = 0; j < count; j += kWidth) {
+      Vec x = load(s + j);
+      if (softcap > 0) {
+        Vec t = tanh(x * inverse_cap);
+        if (cap_slope) store(cap_slope + j, 1.0f - t * t);
+        x = t * softcap;
+      }
+      store(s + j, (x + load(added + j)) * kLog2E);
+    }
+  }
+};
+
+}  // namespace tileattn::cpu::TILEATTN_ISA

@@ -1,0 +1,33 @@
+// Compiled once for each instruction set, as cpu/kernels.cpp is.
+#include "cpu/pack.h"
+#include "tests/micro_kernel_probe.h"
+
+namespace tileattn::cpu::TILEATTN_ISA {
+
+extern const MicroKernelProbe kProbe;
+const MicroKernelProbe kProbe = {
+    TILEATTN_STRING(TILEATTN_ISA),
+    [](int rows, int columns, int depth, const float* a, std::int64_t a_row_stride,
+       std::int64_t a_k_stride, float* b, std::int64_t b_stride, float* c, std::int64_t c_stride,
+       bool accumulate) {
+      product(rows, columns, depth, {a, a_row_stride, a_k_stride}, {b, b_stride}, {c, c_stride},
+              accumulate);
+    },
+    [](float* values, int count) {
+      for (int i = 0; i < count; i += kWidth) store(values + i, exp2(load(values + i)));
+    },
+    [](float* values, int count) {
+      for (int i = 0; i < count; i += kWidth) store(values + i, tanh(load(values + i)));
+    },
+    [](const float* values) { return sum_lanes(load(values)); },
+    [](const float* values) { return max_lanes(load(values)); },
+    kWidth,
+    load_row,
+    store_row,
+    [](const float* from, std::int64_t stride, int rows, int dim, float* panel) {
+      load_transposed({reinterpret_cast<const char*>(from), stride * 4, DType::kFloat32}, rows, dim,
+                      panel);
+    },
+};
+
+}  // namespace tileattn::cpu::TILEATTN_ISA

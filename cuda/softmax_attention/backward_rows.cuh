@@ -1,0 +1,73 @@
+// The row-wise kernels before and after the tile loops.
+//
+// delta_kernel. Grid: rows / 8; a warp owns one (token, head) row of out.
+// convert_dq_kernel. Grid: query slots x heads_q, the slot running fastest; a
+// block turns one tile of the dQ workspace into rows of dq. The workspace keeps
+// each tile in the order of the product's registers, value n of thread t at
+// n * kThreads + t, so that both sides touch it in whole cache lines. Shared
+// memory: the tile, rounded.
+#pragma once
+
+#include "backward_tile.cuh"
+
+namespace tileattn::cuda {
+
+constexpr int kDeltaWarps = 8;
+
+/// delta = rowsum(dout * out) - dlse
+template <class Element>
+__global__ void __launch_bounds__(kDeltaWarps * 32)
+    delta_kernel(const __grid_constant__ AttentionBackward problem) {
+  int entries = problem.cu_seqlens_q ? 1 : problem.batch;
+  std::int64_t row = std::int64_t{blockIdx.x} * kDeltaWarps + threadIdx.x / 32;
+  if (row >= std::int64_t{entries} * problem.len_q * problem.heads_q) return;
+  int head = int(row % problem.heads_q), lane = threadIdx.x % 32;
+  std::int64_t token = row / problem.heads_q;
+  int entry = int(token / problem.len_q);
+  token %= problem.len_q;
+
+  const Element* out = row_pointer<const Element>(problem.out, entry, token, head);
+  const Element* dout = row_pointer<const Element>(problem.dout, entry, token, head);
+  float sum = 0.0f;
+  for (int column = lane * 8; column < problem.dim_v; column += 32 * 8) {
+    auto out8 = *reinterpret_cast<const cutlass::AlignedArray<Element, 8>*>(out + column);
+    auto dout8 = *reinterpret_cast<const cutlass::AlignedArray<Element, 8>*>(dout + column);
+    CUTE_UNROLL
+    for (int n = 0; n < 8; ++n) sum += float(out8[n]) * float(dout8[n]);
+  }
+  CUTE_UNROLL
+  for (int distance = 16; distance > 0; distance /= 2)
+    sum += __shfl_xor_sync(0xffffffff, sum, distance);
+  if (lane == 0) problem.delta[row] = sum - (problem.dlse ? problem.dlse[row] : 0.0f);
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads)
+    convert_dq_kernel(const __grid_constant__ BackwardParams params) {
+  using Element = typename Config::Element;
+  using Layout = typename Config::QuerySmem::Plain;
+  __shared__ alignas(128) Element tile[Config::kQueries * Config::kDim];
+  const AttentionBackward& problem = params.problem;
+  TileSlots slots = query_slots(problem, Config::kQueries);
+  int slot = blockIdx.x % slots.count(), head = blockIdx.x / slots.count();
+  Sequence sequence(problem, slots.owner(slot));
+  int first_query = (slot - slots.first(sequence.index)) * Config::kQueries;
+  int rows = slots.tokens(sequence.index).size() - first_query;
+  if (rows <= 0) return;
+
+  typename Config::QueryGradMma mma;
+  Tensor dq = partition_fragment_C(mma, Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
+  const float* from = params.dq_sum + threadIdx.x +
+                      (std::int64_t{slot} * problem.heads_q + head) * Config::kQueries *
+                          Config::kDim;
+  CUTE_UNROLL
+  for (int n = 0; n < size(dq); ++n) dq(n) = problem.scale * from[n * Config::kThreads];
+  round_to_shared(mma, dq, tile, Layout{});
+  __syncthreads();
+  store_rows<Config>(tile, Layout{},
+                     row_pointer<Element>(problem.dq, sequence.entry,
+                                          std::int64_t{sequence.first_q} + first_query, head),
+                     problem.dq.token_stride, rows, problem.dim);
+}
+
+}  // namespace tileattn::cuda

@@ -1,0 +1,182 @@
+// What the backward kernels do with one tile: find it, load it, multiply it
+// from shared memory, store it.
+#pragma once
+
+#include <cutlass/numeric_conversion.h>
+
+#include "backward_config.cuh"
+
+namespace tileattn::cuda {
+
+struct BackwardParams {
+  AttentionBackward problem;
+  float* dq_sum;  // see backward_rows.cuh; null: the key-major kernel leaves dQ out
+};
+
+/// The tiles of all sequences on one side, numbered without reading their
+/// lengths on the host. Packed sequence n owns the slots from
+/// floor(cu[n] / tile) + n, which leaves room for its cut-off last tile; some
+/// slots stay empty. The tokens after the last sequence count as one more
+/// sequence, number `batch`, that meets nothing on the other side.
+struct TileSlots {
+  const std::int32_t* cu_seqlens;  // or null
+  int batch;
+  int length;
+  int tile;
+
+  TILEATTN_HOST_DEVICE int tiles() const { return tileattn::ceil_div(length, tile); }
+  TILEATTN_HOST_DEVICE int count() const {
+    return cu_seqlens ? length / tile + batch + 1 : batch * tiles();
+  }
+  /// The tokens of sequence n, clamped so that no offset leads outside.
+  TILEATTN_HOST_DEVICE Range tokens(int n) const {
+    if (!cu_seqlens) return {0, length};
+    int begin = offset(n);
+    return {begin, n < batch ? imax(begin, offset(n + 1)) : length};
+  }
+  TILEATTN_HOST_DEVICE int first(int n) const {
+    return cu_seqlens ? offset(n) / tile + n : n * tiles();
+  }
+  /// The sequence that owns `slot`.
+  TILEATTN_HOST_DEVICE int owner(int slot) const {
+    if (!cu_seqlens) return slot / tiles();
+    int low = 0, high = batch;
+    while (low < high) {
+      int middle = (low + high + 1) / 2;
+      if (first(middle) <= slot) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+
+ private:
+  TILEATTN_HOST_DEVICE int offset(int n) const { return imax(0, imin(length, cu_seqlens[n])); }
+};
+
+TILEATTN_HOST_DEVICE TileSlots query_slots(const AttentionProblem& problem, int tile) {
+  return {problem.cu_seqlens_q, problem.batch, problem.len_q, tile};
+}
+TILEATTN_HOST_DEVICE TileSlots key_slots(const AttentionProblem& problem, int tile) {
+  return {problem.cu_seqlens_k, problem.batch, problem.len_k, tile};
+}
+
+/// One sequence of a batch or of packed tokens.
+struct Sequence {
+  int index;  // in the batch
+  int entry;  // of the tensors' batch dimension
+  int first_q, len_q, first_k, len_k;
+
+  __device__ Sequence(const AttentionProblem& problem, int index) : index(index) {
+    bool packed = problem.cu_seqlens_q != nullptr, tail = index == problem.batch;
+    Range q = query_slots(problem, 1).tokens(index), k = key_slots(problem, 1).tokens(index);
+    entry = packed ? 0 : index;
+    first_q = q.begin, len_q = q.size();
+    first_k = k.begin, len_k = k.size();
+    if (tail) len_q = len_k = 0;
+  }
+};
+
+/// The element at `token` of the sequence, head `head`.
+template <class Element, class Ref>
+CUTE_DEVICE Element* row_pointer(const Ref& tensor, int entry, std::int64_t token, int head) {
+  return static_cast<Element*>(tensor.data) + entry * tensor.batch_stride +
+         token * tensor.token_stride + head * tensor.head_stride;
+}
+
+/// threadIdx.x, in a way that keeps the compiler from computing what depends on
+/// it (addresses, coordinates) once and holding it in registers across the loop.
+CUTE_DEVICE int fresh_thread_index() {
+  int thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+
+/// Calls visit(row, column) for the 16-byte chunks of a tile that are this thread's.
+template <class Config, class Layout, class Visit>
+CUTE_DEVICE void for_each_chunk(Layout layout, Visit&& visit) {
+  constexpr int kChunks = size<1>(layout) / 8;  // in a row
+  static_assert(size<0>(layout) * kChunks % Config::kThreads == 0);
+  int thread = fresh_thread_index();
+  CUTE_UNROLL
+  for (int n = 0; n < size<0>(layout) * kChunks; n += Config::kThreads)
+    visit((thread + n) / kChunks, (thread + n) % kChunks * 8);
+}
+
+/// Starts copying a [rows, dims] tile; what lies outside of it is set to zero.
+template <class Config, class Layout>
+CUTE_DEVICE void load_rows(typename Config::Element* to, Layout layout,
+                           const typename Config::Element* from, std::int64_t row_stride,
+                           int rows, int dims) {
+  for_each_chunk<Config>(layout, [&](int row, int column) {
+    bool inside = row < rows && column < dims;
+    auto* source = inside ? from + row * row_stride + column : from;
+    SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>::copy(
+        *reinterpret_cast<const uint128_t*>(source),
+        *reinterpret_cast<uint128_t*>(to + layout(row, column)), inside);
+  });
+}
+
+template <class Config, class Layout>
+CUTE_DEVICE void store_rows(const typename Config::Element* from, Layout layout,
+                            typename Config::Element* to, std::int64_t row_stride, int rows,
+                            int dims) {
+  for_each_chunk<Config>(layout, [&](int row, int column) {
+    if (row < rows && column < dims)
+      *reinterpret_cast<uint128_t*>(to + row * row_stride + column) =
+          *reinterpret_cast<const uint128_t*>(from + layout(row, column));
+  });
+}
+
+using AlongK = SM75_U32x4_LDSM_N;   // K is the contiguous dimension
+using AcrossK = SM75_U16x8_LDSM_T;  // M or N is
+
+/// sum += A B^T with A [M, K] and B [N, K] in shared memory.
+template <class Element, class Mma, class CopyA, class CopyB, class Sum, class LayoutA,
+          class LayoutB>
+CUTE_DEVICE void multiply_shared(Mma mma, CopyA, CopyB, Sum& sum, const Element* a,
+                                 LayoutA layout_a, const Element* b, LayoutB layout_b) {
+  Tensor tile_a = make_tensor(make_smem_ptr(a), layout_a);
+  Tensor tile_b = make_tensor(make_smem_ptr(b), layout_b);
+  auto copy_a = make_tiled_copy_A(Copy_Atom<CopyA, Element>{}, mma);
+  auto copy_b = make_tiled_copy_B(Copy_Atom<CopyB, Element>{}, mma);
+  auto thread_a = copy_a.get_slice(fresh_thread_index());
+  auto thread_b = copy_b.get_slice(fresh_thread_index());
+  Tensor from_a = thread_a.partition_S(tile_a);
+  Tensor from_b = thread_b.partition_S(tile_b);
+  Tensor part_a = make_tensor<Element>(partition_shape_A(mma, shape(layout_a)));
+  Tensor part_b = make_tensor<Element>(partition_shape_B(mma, shape(layout_b)));
+  Tensor to_a = thread_a.retile_D(part_a);
+  Tensor to_b = thread_b.retile_D(part_b);
+  CUTE_UNROLL
+  for (int k = 0; k < size<2>(part_a); ++k) {
+    copy(copy_a, from_a(_, _, k), to_a(_, _, k));
+    copy(copy_b, from_b(_, _, k), to_b(_, _, k));
+    gemm(mma, part_a(_, _, k), part_b(_, _, k), sum);
+  }
+}
+
+/// Rounds a product to Element and puts it into a shared-memory tile.
+template <class Element, class Mma, class Sum, class Layout>
+CUTE_DEVICE void round_to_shared(Mma mma, const Sum& sum, Element* to, Layout layout) {
+  Tensor rounded = make_tensor_like<Element>(sum);
+  auto* pairs_from = reinterpret_cast<const cutlass::Array<float, 2>*>(sum.data());
+  auto* pairs_to = reinterpret_cast<cutlass::Array<Element, 2>*>(rounded.data());
+  CUTE_UNROLL
+  for (int n = 0; n < size(rounded) / 2; ++n)
+    pairs_to[n] = cutlass::NumericArrayConverter<Element, float, 2>{}(pairs_from[n]);
+  auto copy_c = make_tiled_copy_C(Copy_Atom<UniversalCopy<uint32_t>, Element>{}, mma);
+  Tensor tile = make_tensor(make_smem_ptr(to), layout);
+  auto thread_copy = copy_c.get_slice(fresh_thread_index());
+  copy(copy_c, thread_copy.retile_S(rounded), thread_copy.partition_D(tile));
+}
+
+/// A product's ((pair, row), tile_m, tile_n) values as a [rows, columns] matrix.
+template <class Product>
+CUTE_DEVICE auto by_rows(Product&& product) {
+  auto layout = product.layout();
+  return make_tensor(product.data(),
+                     make_layout(make_layout(get<0, 1>(layout), get<1>(layout)),
+                                 make_layout(get<0, 0>(layout), get<2>(layout))));
+}
+
+}  // namespace tileattn::cuda

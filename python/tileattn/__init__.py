@@ -1,0 +1,46 @@
+"""Fused attention kernels behind one friendly function per family.
+
+    out = tileattn.attention(q, k, v, causal=True)     # [batch, tokens, heads, dim]
+
+Kernels live in ``torch.ops.tileattn``; :mod:`tileattn.reference` says in plain PyTorch what each
+of them means; :mod:`tileattn.capabilities` says what runs where.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import torch
+
+
+def _require_torch(minimum: tuple[int, int] = (2, 11)) -> None:
+    """ImportError in one sentence if torch is too old for the compiled kernels."""
+    found = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if found < minimum:
+        raise ImportError(
+            f"tileattn needs torch >= {minimum[0]}.{minimum[1]}, but torch {torch.__version__} is "
+            "installed; upgrade it with `pip install --upgrade torch`."
+        )
+
+
+_require_torch()
+
+from tileattn import nn, reference  # noqa: E402  (after the check, for a readable error)
+from tileattn._paths import cmake_prefix  # noqa: E402
+from tileattn.backend import use_backend  # noqa: E402
+from tileattn.dense import attention, merge_attention  # noqa: E402
+
+try:
+    __version__ = importlib.metadata.version("tileattn")
+except importlib.metadata.PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+source"
+
+__all__ = [
+    "__version__",
+    "attention",
+    "cmake_prefix",
+    "merge_attention",
+    "nn",
+    "reference",
+    "use_backend",
+]

@@ -1,0 +1,261 @@
+"""Checks of arguments, before any kernel starts.
+
+Each message names the argument, says what it was and what is allowed. Values inside a tensor are
+looked at only where that costs nothing: on the CPU, and not while torch.compile traces.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Positions are 32-bit in the kernels, with room for arithmetic on them.
+MAX_TOKENS = 1 << 29
+
+Window = tuple[int | None, int | None]
+
+
+def describe(value: object) -> str:
+    """What a bad argument was, for a message."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _is_int(value: object) -> bool:
+    # Under torch.compile a size may be symbolic.
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _require_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {describe(value)}; it must be a tensor")
+
+
+def check_qkv(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
+    """Ranks, dtypes, devices and shapes of q, k and v agree with one another."""
+    rank, layout = (
+        (3, "[tokens, heads, head_dim] with cu_seqlens")
+        if packed
+        else (4, "[batch, tokens, heads, head_dim]")
+    )
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _require_tensor(name, tensor)
+        if tensor.dim() != rank:
+            raise ValueError(f"{name} is {describe(tensor)}; its layout must be {layout}")
+    if q.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"q is {describe(q)}; allowed dtypes: float16, bfloat16, float32, float64")
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.dtype != q.dtype:
+            raise TypeError(
+                f"{name} has dtype {tensor.dtype}; it must have the dtype of q, {q.dtype}"
+            )
+        if tensor.device != q.device:
+            raise ValueError(f"{name} is on {tensor.device}; it must be on q's device, {q.device}")
+    if not packed:
+        for name, tensor in (("k", k), ("v", v)):
+            if tensor.shape[0] != q.shape[0]:
+                raise ValueError(
+                    f"{name} has batch {tensor.shape[0]}; it must have that of q, {q.shape[0]}"
+                )
+    if v.shape[:-1] != k.shape[:-1]:
+        raise ValueError(
+            f"v has shape {list(v.shape)}; all but its last dimension must be as in k, "
+            f"{list(k.shape)}"
+        )
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"k has head_dim {k.shape[-1]}; it must have the head_dim of q, {q.shape[-1]}"
+        )
+    _check_sizes(q, k, v)
+
+
+def _check_sizes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    heads, heads_kv = q.shape[-2], k.shape[-2]
+    if heads_kv == 0 or heads % heads_kv != 0:
+        raise ValueError(
+            f"k and v have {heads_kv} heads; the number must divide the {heads} heads of q"
+        )
+    for name, tensor in (("q", q), ("v", v)):
+        if tensor.shape[-1] == 0:
+            raise ValueError(f"{name} has head_dim 0; it must be at least 1")
+    for name, tensor in (("q", q), ("k", k)):
+        if tensor.shape[-3] >= MAX_TOKENS:
+            raise ValueError(f"{name} has {tensor.shape[-3]} tokens; allowed: below {MAX_TOKENS}")
+
+
+def check_window(window: Window | None, sink_tokens: int) -> tuple[int, int]:
+    """Returns (left, right) with -1 for unlimited."""
+    if not _is_int(sink_tokens):
+        raise TypeError(f"sink_tokens is {describe(sink_tokens)}; it must be an int >= 0")
+    if sink_tokens < 0:
+        raise ValueError(f"sink_tokens is {sink_tokens}; it must be >= 0")
+    if window is None:
+        return -1, -1
+    if not isinstance(window, (tuple, list)):
+        raise TypeError(f"window is {describe(window)}; it must be None or a pair (left, right)")
+    if len(window) != 2:
+        raise ValueError(f"window has {len(window)} entries; it must be a pair (left, right)")
+    left, right = (_check_side(name, n) for name, n in zip(("left", "right"), window, strict=True))
+    return left, right
+
+
+def _check_side(name: str, side: int | None) -> int:
+    if side is None:
+        return -1
+    if not _is_int(side):
+        raise TypeError(f"window: {name} is {describe(side)}; it must be an int >= 0 or None")
+    if side < 0:
+        raise ValueError(f"window: {name} is {side}; it must be >= 0, or None for unlimited")
+    return side
+
+
+def check_number(name: str, value: float, allowed: str, ok: Callable[[float], bool]) -> float:
+    """Returns ``value`` as a float if it is a finite number for which ``ok`` holds."""
+    if isinstance(value, (bool, Tensor)) or not isinstance(
+        value, (int, float, torch.SymInt, torch.SymFloat)
+    ):
+        raise TypeError(f"{name} is {describe(value)}; it must be a {allowed}")
+    number = float(value)
+    if not -math.inf < number < math.inf or not ok(number):  # traceable, unlike isfinite
+        raise ValueError(f"{name} is {value}; it must be a {allowed}")
+    return number
+
+
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {describe(value)}; it must be True or False")
+
+
+def check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
+    """A float tensor [B|1, H|1, Sq|1, Sk] of q's dtype or float32."""
+    _require_tensor("bias", bias)
+    if bias.dtype == torch.bool:
+        raise TypeError(
+            "bias is a torch.bool tensor; pass a float one: "
+            "torch.zeros(mask.shape).masked_fill(~mask, float('-inf')) hides where mask is False"
+        )
+    if bias.dtype not in (q.dtype, torch.float32):
+        raise TypeError(f"bias has dtype {bias.dtype}; allowed: that of q, {q.dtype}, or float32")
+    _require_device("bias", bias, q)
+    full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    fits = bias.dim() == 4 and bias.shape[3] == full[3]
+    if not fits or any(n != 1 and n != m for n, m in zip(bias.shape[:3], full[:3], strict=True)):
+        raise ValueError(
+            f"bias has shape {list(bias.shape)}; it must be [batch or 1, heads or 1, queries or 1, "
+            f"keys] with batch, heads, queries, keys = {list(full)}"
+        )
+
+
+def check_slopes(slopes: Tensor, q: Tensor, batch: int) -> None:
+    """float32 [H] or [B, H], no gradient."""
+    _require_tensor("alibi_slopes", slopes)
+    if slopes.dtype != torch.float32:
+        raise TypeError(f"alibi_slopes has dtype {slopes.dtype}; it must be torch.float32")
+    _require_device("alibi_slopes", slopes, q)
+    heads = q.shape[-2]
+    if tuple(slopes.shape) not in ((heads,), (batch, heads)):
+        raise ValueError(
+            f"alibi_slopes has shape {list(slopes.shape)}; allowed: [heads] = [{heads}] or "
+            f"[batch, heads] = [{batch}, {heads}]"
+        )
+    if slopes.requires_grad:
+        raise ValueError(
+            "alibi_slopes requires a gradient, but it is not differentiated; pass "
+            "alibi_slopes.detach(), or a bias to learn the slopes"
+        )
+
+
+def check_sinks(sinks: Tensor, q: Tensor) -> None:
+    """A float tensor [H]."""
+    _require_tensor("sinks", sinks)
+    if sinks.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"sinks has dtype {sinks.dtype}; it must be a floating dtype")
+    _require_device("sinks", sinks, q)
+    if tuple(sinks.shape) != (q.shape[-2],):
+        raise ValueError(
+            f"sinks has shape {list(sinks.shape)}; it must be [heads] = [{q.shape[-2]}]"
+        )
+
+
+def _require_device(name: str, tensor: Tensor, q: Tensor) -> None:
+    if tensor.device != q.device:
+        raise ValueError(f"{name} is on {tensor.device}; it must be on q's device, {q.device}")
+
+
+def check_cu_seqlens(
+    cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, q: Tensor, k: Tensor
+) -> int:
+    """Returns the number of sequences N, if both are int32 [N + 1].
+
+    On the CPU their values are checked too: from 0, never falling, not past the tokens.
+    """
+    pairs = (("cu_seqlens_q", cu_seqlens_q, q), ("cu_seqlens_k", cu_seqlens_k, k))
+    for name, cu_seqlens, _ in pairs:
+        if cu_seqlens is None:
+            raise ValueError(f"{name} is None; both cu_seqlens must be given, or neither")
+        _require_tensor(name, cu_seqlens)
+        if cu_seqlens.dtype != torch.int32:
+            raise TypeError(f"{name} has dtype {cu_seqlens.dtype}; it must be torch.int32")
+        _require_device(name, cu_seqlens, q)
+        if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+            raise ValueError(
+                f"{name} has shape {list(cu_seqlens.shape)}; it must be [sequences + 1]"
+            )
+    assert cu_seqlens_q is not None and cu_seqlens_k is not None
+    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+        raise ValueError(
+            f"cu_seqlens_k has {cu_seqlens_k.shape[0]} entries; it must have as many as "
+            f"cu_seqlens_q, {cu_seqlens_q.shape[0]}"
+        )
+    batch = cu_seqlens_q.shape[0] - 1
+    if torch.compiler.is_compiling():
+        return batch
+    for name, cu_seqlens, tokens in pairs:
+        # A fake tensor (a subclass) and one on another device hold no values to look at here.
+        if type(cu_seqlens) is Tensor and cu_seqlens.device.type == "cpu":
+            _check_offsets(name, cu_seqlens.tolist(), tokens.shape[0])
+    return batch
+
+
+def _check_offsets(name: str, offsets: list[int], tokens: int) -> None:
+    if offsets[0] != 0:
+        raise ValueError(f"{name} starts at {offsets[0]}; it must start at 0")
+    for n, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        if end < begin:
+            raise ValueError(
+                f"{name} falls from {begin} to {end} at entry {n + 1}; it must never decrease"
+            )
+    if offsets[-1] > tokens:
+        raise ValueError(f"{name} ends at {offsets[-1]}, past the end of the {tokens} tokens")
+
+
+def check_parts(outs: list[Tensor], lses: list[Tensor]) -> None:
+    """Parts of merge_attention: as many lses as outs, all of one shape, dtype and device."""
+    if not outs or len(outs) != len(lses):
+        raise ValueError(
+            f"outs has {len(outs)} entries and lses {len(lses)}; they must be as many, at least one"
+        )
+    for name, parts in (("outs", outs), ("lses", lses)):
+        for n, part in enumerate(parts):
+            _require_tensor(f"{name}[{n}]", part)
+            first = parts[0]
+            if part.dtype not in FLOAT_DTYPES or part.dtype != first.dtype:
+                raise TypeError(
+                    f"{name}[{n}] has dtype {part.dtype}; all must have one floating dtype"
+                )
+            if part.shape != first.shape or part.device != first.device:
+                raise ValueError(
+                    f"{name}[{n}] is {describe(part)}; all must be like {name}[0], "
+                    f"{describe(first)}"
+                )
+    if lses[0].shape != outs[0].shape[:-1] or lses[0].device != outs[0].device:
+        raise ValueError(
+            f"lses[0] is {describe(lses[0])}; it must have the shape of outs without the last "
+            f"dimension, {list(outs[0].shape[:-1])}, on {outs[0].device}"
+        )

@@ -1,0 +1,139 @@
+"""The raw operators ``torch.ops.tileattn.*``: schemas, fake kernels, gradients.
+
+The kernels themselves are in the compiled library ``_torch.so`` beside this file, which implements
+these schemas for CPU and CUDA. Without it everything here still imports, and only
+``backend="reference"`` can run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tileattn._paths import library_path
+
+_LIBRARY = torch.library.Library("tileattn", "FRAGMENT")
+
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, {state}Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, float scale, float softcap, int window_left, "
+    "int window_right, int sink_tokens, bool causal, bool deterministic"
+)
+_LIBRARY.define(f"attention_forward({_INPUTS.format(state='')}) -> (Tensor out, Tensor lse)")
+_LIBRARY.define(
+    "attention_backward(Tensor dout, Tensor? dlse, "
+    + _INPUTS.format(state="Tensor out, Tensor lse, ")
+    + ", bool bias_grad) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor delta)"
+)
+
+_BACKWARD = torch.ops.tileattn.attention_backward
+#: Positions of the forward's arguments that are tensors; the rest are plain numbers.
+_TENSORS = 8
+
+
+def load_library() -> str | None:
+    """Loads the compiled kernels; returns why that failed, or None."""
+    path = library_path()
+    if path is None:
+        return "this installation has no compiled kernels (no tileattn/_torch.so)"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"the compiled kernels in {path} do not load: {error}"
+    return None
+
+
+#: Why the compiled kernels are absent; None where they are loaded.
+LIBRARY_ERROR = load_library()
+
+
+@torch.library.register_fake("tileattn::attention_forward", lib=_LIBRARY)
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    rows = q.shape[:-1]
+    return q.new_empty((*rows, v.shape[-1])), q.new_empty(rows, dtype=torch.float32)
+
+
+@torch.library.register_fake("tileattn::attention_backward", lib=_LIBRARY)
+def _fake_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    deterministic, bias_grad = rest[-2:]
+    if bias is None or not bias_grad:
+        shape: tuple[int, ...] = (0,)
+    elif deterministic:  # batch and heads kept apart: no two blocks add to one element
+        shape = (q.shape[0], q.shape[2], bias.shape[2], bias.shape[3])
+    else:
+        shape = tuple(bias.shape)
+    gradients = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
+    return (
+        *gradients,
+        q.new_empty(shape, dtype=torch.float32),
+        q.new_empty(q.shape[:-1], dtype=torch.float32),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:_TENSORS], *output)
+    ctx.options = inputs[_TENSORS:]
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, bias, slopes, sinks, cu_q, cu_k, out, lse = ctx.saved_tensors
+    need_bias, need_sinks = ctx.needs_input_grad[3], ctx.needs_input_grad[5]
+    gradients: list[Tensor | None] = [None] * (_TENSORS + len(ctx.options))
+    if dout is None and dlse is None:
+        return tuple(gradients)
+    if dout is None:
+        dout = torch.zeros_like(out)
+    if dlse is not None:  # may be NaN where lse is -inf, e.g. behind a difference of two lse
+        dlse = dlse.masked_fill(lse == -torch.inf, 0.0)
+    dq, dk, dv, dbias, delta = _BACKWARD(
+        dout, dlse, q, k, v, out, lse, bias, slopes, sinks, cu_q, cu_k, *ctx.options, need_bias
+    )
+    for n, gradient in enumerate((dq, dk, dv)):
+        gradients[n] = gradient if ctx.needs_input_grad[n] else None
+    if need_bias:
+        gradients[3] = dbias.sum_to_size(bias.shape).to(bias.dtype)
+    if need_sinks:
+        # A sink adds exp(sink) to the sum of each row and no value; rows outside of every packed
+        # sequence have lse -inf and no sink either.
+        weight = torch.exp(sinks - lse).masked_fill(lse == -torch.inf, 0.0)
+        gradients[5] = -(weight * delta).flatten(0, -2).sum(0)
+    return tuple(gradients)
+
+
+torch.library.register_autograd(
+    "tileattn::attention_forward", _backward, setup_context=_setup_context, lib=_LIBRARY
+)
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    raise NotImplementedError(
+        "tileattn's kernels have no second derivative; for double backward (create_graph=True), "
+        "call with backend='reference'."
+    )
+
+
+torch.library.register_autograd("tileattn::attention_backward", _no_second_derivative, lib=_LIBRARY)
+
+
+def _no_vmap(*_: Any) -> None:
+    raise NotImplementedError(
+        "tileattn's kernels have no torch.vmap rule; fold the mapped dimension into the batch, or "
+        "call with backend='reference'."
+    )
+
+
+for _name in ("attention_forward", "attention_backward"):
+    torch.library.register_vmap(f"tileattn::{_name}", _no_vmap, lib=_LIBRARY)

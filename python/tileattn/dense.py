@@ -1,0 +1,236 @@
+"""Dense tiled attention, its variants, and the merge of partial results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tileattn import _checks, capabilities, reference
+from tileattn.backend import resolve_backend
+
+_FORWARD = torch.ops.tileattn.attention_forward
+_DTYPE_FEATURE = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    sink_tokens: int = 0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    deterministic: bool = False,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale * Q K^T, modified, over the visible keys) V.
+
+    Query i stands at key position p = i + Sk - Sq (aligned bottom-right). It sees key j if
+    (p - left <= j <= p + right, or j < sink_tokens) and, when causal, j <= p. The score of a
+    visible key goes through, in this order: scale, softcap * tanh(s / softcap),
+    - alibi_slope * abs(p - j), + bias; ``sinks[h]`` then joins the row's sum as one more logit
+    without a value. A row that sees nothing gives out 0, lse -inf and gradients 0.
+
+    Args:
+        q: [B, Sq, Hq, D] float32, float16 or bfloat16, any strides; packed: [Tq, Hq, D].
+        k: [B, Sk, Hkv, D] of q's dtype; Hkv divides Hq (query head h reads h // (Hq / Hkv)).
+        v: [B, Sk, Hkv, Dv]. D and Dv are multiples of 8 up to 256.
+        causal: hide keys after the query's own position.
+        window: (left, right) keys visible before and after it, each >= 0, or None: unlimited.
+        sink_tokens: leading keys that the window never hides.
+        scale: factor of the scores; D ** -0.5 by default.
+        softcap: 0 for none.
+        alibi_slopes: float32 [Hq] or [B, Hq]; not differentiated.
+        bias: [B or 1, Hq or 1, Sq or 1, Sk] of q's dtype or float32; not with cu_seqlens.
+        sinks: [Hq] learnable logits (attention sinks), any floating dtype.
+        cu_seqlens_q: int32 [N + 1] offsets of N packed sequences in the tokens of q, starting at
+            0. Tokens past the last offset belong to no sequence: out 0, lse -inf.
+        cu_seqlens_k: the same for k and v.
+        deterministic: bit-equal gradients from run to run.
+        return_lse: also return the logarithm of each row's sum.
+        backend: "auto", "cuda", "cpu" or "reference"; None: that of :func:`tileattn.use_backend`.
+
+    Returns:
+        out: [B, Sq, Hq, Dv] of q's dtype (packed: [Tq, Hq, Dv]); with ``return_lse`` also lse:
+        [B, Sq, Hq] float32, natural logarithm. Both are differentiable.
+
+    Under autocast q, k and v are cast to its dtype.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or values that do not fit.
+        NotImplementedError: no kernel for this call; the message says how to get the reference.
+
+    Source: Dao, FlashAttention-2 (2023); ALiBi: Press et al. (2022); softcap: Gemma 2 (2024);
+    sinks: gpt-oss (2025); sink tokens: Xiao et al., StreamingLLM (2024).
+    """
+    q, k, v, bias = _autocast(q, k, v, bias)
+    left, right = _checks.check_window(window, sink_tokens)
+    scale, softcap = _numbers(q, scale, softcap)
+    for name, flag in (("causal", causal), ("deterministic", deterministic)):
+        _checks.check_flag(name, flag)
+    _check_tensors(q, k, v, bias, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
+
+    chosen = resolve_backend(backend, q.device)
+    if chosen == "reference":
+        return reference.attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            window=window,
+            sink_tokens=sink_tokens,
+            scale=scale,
+            softcap=softcap,
+            alibi_slopes=alibi_slopes,
+            bias=bias,
+            sinks=sinks,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
+            return_lse=return_lse,
+        )
+    _require_kernel(chosen, q, v)
+    _refuse_functional_transforms(q, k, v, bias, sinks)
+    tensors = (q, k, v, bias, alibi_slopes, _float32(sinks), cu_seqlens_q, cu_seqlens_k)
+    options = (scale, softcap, left, right, sink_tokens, causal, deterministic)
+    out, lse = _forward(*tensors, *options)
+    return (out, lse) if return_lse else out
+
+
+def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Joins the results of attention over disjoint sets of keys into that over all of them.
+
+    The same queries attended to several parts of the keys; out is the mean of the partial outs
+    weighted by exp(lse). Differentiable in outs and lses. (``sinks`` belong to one part only.)
+
+    Args:
+        outs: n tensors [B, S, H, Dv] of one dtype, or one [n, B, S, H, Dv]; packed: [T, H, Dv].
+        lses: n tensors [B, S, H], natural logarithm; -inf where a part saw no key.
+
+    Returns:
+        out [B, S, H, Dv] in the dtype of outs, and lse [B, S, H] in that of lses. Where every part
+        saw no key: 0 and -inf.
+
+    Raises:
+        TypeError, ValueError: parts that do not fit together.
+
+    Source: the rescaling step of FlashAttention (Dao et al., 2022).
+    """
+    outs, lses = list(outs), list(lses)
+    _checks.check_parts(outs, lses)
+    dtype = torch.promote_types(lses[0].dtype, torch.float32)
+    logits = torch.stack(lses).to(dtype)
+    peak = logits.detach().amax(0)
+    peak = peak.masked_fill(peak == -torch.inf, 0.0)
+    weights = torch.exp(logits - peak)
+    total = weights.sum(0)
+    unseen = total == 0
+    total = total.masked_fill(unseen, 1.0)
+    lse = (peak + torch.log(total)).masked_fill(unseen, -torch.inf)
+    out = ((weights / total).unsqueeze(-1) * torch.stack(outs).to(dtype)).sum(0)
+    return out.to(outs[0].dtype), lse.to(lses[0].dtype)
+
+
+def _autocast(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """q, k, v in autocast's dtype, as matrix products do; a float32 bias stays exact."""
+    kind = q.device.type if isinstance(q, Tensor) else "meta"
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return q, k, v, bias
+    target = torch.get_autocast_dtype(kind)
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        return tensor.to(target) if eligible and tensor.dtype != torch.float64 else tensor
+
+    if isinstance(bias, Tensor) and bias.dtype != torch.float32:
+        bias = cast(bias)
+    return cast(q), cast(k), cast(v), bias
+
+
+def _numbers(q: Tensor, scale: float | None, softcap: float) -> tuple[float, float]:
+    softcap = _checks.check_number("softcap", softcap, "finite number >= 0", lambda x: x >= 0)
+    if scale is not None:
+        return _checks.check_number("scale", scale, "finite number", lambda x: True), softcap
+    has_dim = isinstance(q, Tensor) and q.dim() > 0 and q.shape[-1] > 0
+    return (q.shape[-1] ** -0.5 if has_dim else 1.0), softcap
+
+
+def _check_tensors(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+    sinks: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+) -> None:
+    packed = cu_seqlens_q is not None or cu_seqlens_k is not None
+    _checks.check_qkv(q, k, v, packed)
+    batch = q.shape[0]
+    if packed:
+        batch = _checks.check_cu_seqlens(cu_seqlens_q, cu_seqlens_k, q, k)
+    if bias is not None:
+        if packed:
+            capabilities.require("reference", "bias with cu_seqlens", "a bias with cu_seqlens")
+        _checks.check_bias(bias, q, k)
+    if alibi_slopes is not None:
+        _checks.check_slopes(alibi_slopes, q, batch)
+    if sinks is not None:
+        _checks.check_sinks(sinks, q)
+
+
+def _require_kernel(backend: str, q: Tensor, v: Tensor) -> None:
+    """What only the kernels cannot do; the reference takes it."""
+    for name, tensor in (("q", q), ("v", v)):
+        dim = tensor.shape[-1]
+        if dim % capabilities.HEAD_DIM_STEP != 0 or dim > capabilities.MAX_HEAD_DIM:
+            raise ValueError(
+                f"{name} has head_dim {dim}; allowed on backend {backend!r}: multiples of "
+                f"{capabilities.HEAD_DIM_STEP} up to {capabilities.MAX_HEAD_DIM} "
+                "(backend='reference' takes any)"
+            )
+    capabilities.require(backend, _DTYPE_FEATURE[q.dtype], f"q of dtype {q.dtype}")
+
+
+def _refuse_functional_transforms(*tensors: Tensor | None) -> None:
+    """torch's own message for a gradient inside torch.func would not say what to do."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return
+    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise NotImplementedError(
+            "tileattn's kernels have no gradient under torch.func transforms (grad, vmap, ...); "
+            "use torch.autograd, or call with backend='reference'."
+        )
+
+
+def _float32(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        out, lse = _FORWARD(*arguments)
+        return out, lse
+    # Without gradients the Python autograd layer would only cost time, as much as a decode step.
+    with torch._C._AutoDispatchBelowAutograd():
+        out, lse = _FORWARD(*arguments)
+    return out, lse

@@ -1,0 +1,1 @@
+"""tileattn inside other libraries; each module imports its library only when it is imported."""

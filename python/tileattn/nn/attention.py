@@ -1,0 +1,119 @@
+"""Multi-head attention as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tileattn.dense import attention
+
+
+class Attention(nn.Module):
+    """Multi-head or grouped-query attention with its four projections.
+
+    Args:
+        embed_dim: channels C of the input and output.
+        num_heads: query heads.
+        num_kv_heads: key and value heads, a divisor of ``num_heads``; ``num_heads`` by default.
+        head_dim: channels per head; ``embed_dim // num_heads`` by default.
+        bias: whether the projections add a bias vector.
+        causal, window, sink_tokens, scale, softcap: as in :func:`tileattn.attention`.
+        learn_sinks: learn one attention sink per head, which a query can give its weight to
+            instead of a key.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: head counts or channels that do not divide.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        causal: bool = False,
+        window: tuple[int | None, int | None] | None = None,
+        sink_tokens: int = 0,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        learn_sinks: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads != 0:
+            raise ValueError(
+                f"num_kv_heads is {num_kv_heads}; it must be a positive divisor of num_heads, "
+                f"{num_heads}"
+            )
+        if head_dim is None and embed_dim % num_heads != 0:
+            raise ValueError(
+                f"embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}, "
+                "unless head_dim is given"
+            )
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        self.causal, self.window, self.sink_tokens = causal, window, sink_tokens
+        self.scale, self.softcap = scale, softcap
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            return nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
+
+        self.q_proj = linear(embed_dim, num_heads * self.head_dim)
+        self.k_proj = linear(embed_dim, num_kv_heads * self.head_dim)
+        self.v_proj = linear(embed_dim, num_kv_heads * self.head_dim)
+        self.out_proj = linear(num_heads * self.head_dim, embed_dim)
+        sinks = torch.zeros(num_heads, device=device, dtype=dtype) if learn_sinks else None
+        self.sinks = nn.Parameter(sinks) if sinks is not None else None
+
+    def forward(
+        self,
+        query: Tensor,
+        context: Tensor | None = None,
+        *,
+        bias: Tensor | None = None,
+        alibi_slopes: Tensor | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Attention of ``query`` over ``context``, or over itself.
+
+        Args:
+            query: [B, Sq, C].
+            context: [B, Sk, C] that keys and values come from; ``query`` by default.
+            bias, alibi_slopes, backend: as in :func:`tileattn.attention`.
+
+        Returns:
+            [B, Sq, C].
+        """
+        context = query if context is None else context
+        q = self.q_proj(query).unflatten(-1, (self.num_heads, self.head_dim))
+        k = self.k_proj(context).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        v = self.v_proj(context).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        out = attention(
+            q,
+            k,
+            v,
+            causal=self.causal,
+            window=self.window,
+            sink_tokens=self.sink_tokens,
+            scale=self.scale,
+            softcap=self.softcap,
+            bias=bias,
+            alibi_slopes=alibi_slopes,
+            sinks=self.sinks,
+            backend=backend,
+        )
+        assert isinstance(out, Tensor)
+        result: Tensor = self.out_proj(out.flatten(-2))
+        return result
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
+            f"head_dim={self.head_dim}, causal={self.causal}, window={self.window}, "
+            f"sink_tokens={self.sink_tokens}"
+        )

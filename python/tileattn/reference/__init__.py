@@ -1,0 +1,9 @@
+"""What the kernels compute, in plain PyTorch that reads like the definitions.
+
+Nothing here uses the kernels' patterns: masks are dense and come straight from the definition, so
+that a wrong pattern is caught. Any device, float64 included; memory grows with Sq * Sk.
+"""
+
+from tileattn.reference.dense import attention, attention_mask
+
+__all__ = ["attention", "attention_mask"]

@@ -1,0 +1,89 @@
+"""Dependencies point one way: python -> bindings -> (cuda, cpp/cpu) -> cpp/include.
+
+Kernels and headers know neither torch nor Python. The one exception is cpp/bench's ``--verify``,
+which embeds an interpreter to check the benchmark's outputs.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
+FRAMEWORK = re.compile(r"\b(a?torch|aten|c10|pybind11|nanobind|python|pyobject|py_\w+)\b", re.I)
+EXCEPTIONS = {"cpp/bench/verify.cpp"}
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
+
+# Project headers that the sources of a folder may include, by the first part of their path; a
+# header without a folder is one of the same folder.
+ALLOWED_INCLUDES = {
+    "cpp/include": {"tileattn"},
+    "cpp/cpu": {"tileattn", "cpu"},
+    "bindings": {"tileattn"},
+}
+
+
+def sources(folder: str) -> list[Path]:
+    """C++ and CUDA files under the folder."""
+    found = sorted(p for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES)
+    assert found, folder
+    return found
+
+
+def code_of(path: Path) -> str:
+    return COMMENT.sub("", path.read_text())
+
+
+def frameworks_in(code: str) -> list[str]:
+    return sorted({match[0] for match in FRAMEWORK.finditer(code)})
+
+
+@pytest.mark.parametrize("folder", ["cpp", "cuda"])
+def test_kernels_know_no_framework(folder: str) -> None:
+    named = {str(path.relative_to(ROOT)): frameworks_in(code_of(path)) for path in sources(folder)}
+    assert {path for path, words in named.items() if words} <= EXCEPTIONS, named
+
+
+def test_the_exception_is_needed() -> None:
+    for path in EXCEPTIONS:
+        assert frameworks_in(code_of(ROOT / path)), f"{path} needs no exception any more"
+
+
+@pytest.mark.parametrize("folder", ALLOWED_INCLUDES)
+def test_includes_point_one_way(folder: str) -> None:
+    for path in sources(folder):
+        for header in INCLUDE.findall(code_of(path)):
+            parts = Path(header).parts
+            beside = len(parts) == 1 and (path.parent / header).is_file()
+            assert beside or parts[0] in ALLOWED_INCLUDES[folder], f"{path} includes {header}"
+
+
+def test_cuda_does_not_include_cpu_kernels() -> None:
+    for path in sources("cuda"):
+        own = [header for header in INCLUDE.findall(code_of(path)) if header.startswith("cpu/")]
+        assert own == [], path
+
+
+def test_reference_is_independent() -> None:
+    """It is what kernels are checked against, so it shares no code with them."""
+    for path in sorted((ROOT / "python/tileattn/reference").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                inside = node.level == 1 or (node.module or "").startswith("tileattn.reference")
+                assert inside or not (node.level or (node.module or "").startswith("tileattn")), (
+                    f"{path}:{node.lineno}"
+                )
+            elif isinstance(node, ast.Import):
+                assert not [a for a in node.names if a.name.startswith("tileattn")], path
+
+
+@pytest.mark.parametrize("folder", ["cpp", "cuda", "bindings", "python"])
+def test_files_hold_one_idea(folder: str) -> None:
+    files = [p for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES | {".py"}]
+    long = {str(p): n for p in files if (n := len(p.read_text().splitlines())) > 400}
+    assert long == {}

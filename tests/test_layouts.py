@@ -1,0 +1,123 @@
+"""Inputs and incoming gradients whose memory is not the plain contiguous one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import Case, compare, run, skip_unsupported, upstream
+from torch import Tensor
+
+from tileattn import attention
+
+CASE = Case(bias="bhq", options={"causal": True, "window": (30, 0)})
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """[B, S, H, D] lying in memory as [B, H, S, D]."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def poisoned_borders(tensor: Tensor) -> Tensor:
+    """A view into a larger buffer, NaN all around: nothing outside may be read."""
+    shape = [n + 8 for n in tensor.shape]
+    inside = tuple(slice(4, 4 + n) for n in tensor.shape[:-1]) + (slice(0, tensor.shape[-1]),)
+    buffer = tensor.new_full(shape, torch.nan)
+    buffer[inside] = tensor
+    return buffer[inside]
+
+
+def misaligned(tensor: Tensor) -> Tensor:
+    """Rows that start at addresses that no vector load can take."""
+    buffer = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 3), torch.nan)
+    buffer[..., 1:-2] = tensor
+    return buffer[..., 1:-2]
+
+
+def strided_last_dim(tensor: Tensor) -> Tensor:
+    buffer = tensor.new_full((*tensor.shape, 2), torch.nan)
+    buffer[..., 0] = tensor
+    return buffer[..., 0]
+
+
+def flipped_batch_order(tensor: Tensor) -> Tensor:
+    """The batch dimension lies innermost but one."""
+    return tensor.movedim(0, 2).contiguous().movedim(2, 0)
+
+
+LAYOUTS = [transposed, poisoned_borders, misaligned, strided_last_dim, flipped_batch_order]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_of_inputs(
+    layout: Callable[[Tensor], Tensor], dtype: torch.dtype, device: str
+) -> None:
+    """Bit-equal to the call on contiguous tensors, which itself is right."""
+    skip_unsupported(device, dtype)
+    tensors = CASE.tensors(dtype, device)
+    gradients = upstream(tensors["q"], tensors["q"][..., 0].float())
+    options = CASE.options | {"deterministic": True}
+    plain = run(attention, tensors, options, gradients)
+    compare(tensors, options, plain, True)
+    strided = {name: layout(tensor) for name, tensor in tensors.items()}
+    actual = run(attention, strided, options, (layout(gradients[0]), gradients[1]))
+    for name, value in plain.items():
+        assert torch.equal(actual[name], value), name
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "bias"])
+def test_expanded_input(name: str, dtype: torch.dtype, device: str) -> None:
+    """One batch entry shared by all (stride 0)."""
+    skip_unsupported(device, dtype)
+    tensors = CASE.tensors(dtype, device)
+    tensors[name] = tensors[name][:1].expand_as(tensors[name])
+    gradients = upstream(tensors["q"], tensors["q"][..., 0].float())
+    compare(tensors, CASE.options, run(attention, tensors, CASE.options, gradients), True)
+
+
+def test_expanded_gradients(dtype: torch.dtype, device: str) -> None:
+    """out.sum() sends back one number with stride 0 everywhere."""
+    skip_unsupported(device, dtype)
+    tensors = CASE.tensors(dtype, device)
+
+    def gradients_of(expand: bool) -> dict[str, Tensor]:
+        out, lse = tensors["q"], tensors["q"][..., 0].float()
+        ones = [
+            t.new_ones(()).expand(t.shape) if expand else torch.ones_like(t) for t in (out, lse)
+        ]
+        return run(attention, tensors, CASE.options | {"deterministic": True}, (ones[0], ones[1]))
+
+    expanded, full = gradients_of(True), gradients_of(False)
+    for name, value in full.items():
+        assert torch.equal(expanded[name], value), name
+
+
+def test_packed_views_of_one_projection(dtype: torch.dtype, device: str) -> None:
+    """q, k and v as slices of one fused [B, S, 3, H, D] tensor, gradients included."""
+    skip_unsupported(device, dtype)
+    fused = torch.randn(2, 40, 3, 4, 32, generator=torch.Generator().manual_seed(0))
+    fused = fused.to(device, dtype).requires_grad_()
+    out = attention(*fused.unbind(2), causal=True)
+    (together,) = torch.autograd.grad(out, fused, torch.ones_like(out))
+    parts = [part.detach().contiguous().requires_grad_() for part in fused.unbind(2)]
+    again = attention(*parts, causal=True)
+    separate = torch.autograd.grad(again, parts, torch.ones_like(again))
+    assert torch.equal(out, again)
+    for part, gradient in zip(together.unbind(2), separate, strict=True):
+        torch.testing.assert_close(part, gradient)
+
+
+def test_nan_in_hidden_tokens_stays_there(dtype: torch.dtype, device: str) -> None:
+    """NaN in packed tokens that belong to no sequence reaches nothing."""
+    skip_unsupported(device, dtype)
+    case = Case(seqlens=((20, 30), (9, 4)), tail=(11, 70), options={"causal": True})
+    clean = case.tensors(dtype, device)
+    dirty = {name: tensor.clone() for name, tensor in clean.items()}
+    for name, used in (("q", 29), ("k", 34), ("v", 34)):
+        dirty[name][used:] = torch.nan
+    gradients = upstream(clean["q"], clean["q"][..., 0].float())
+    options = case.options | {"deterministic": True}
+    expected, actual = (run(attention, t, options, gradients) for t in (clean, dirty))
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name

@@ -1,0 +1,122 @@
+"""What the built libraries need from outside, and what the installed package holds.
+
+One wheel serves every torch >= 2.11 and every Python >= 3.10 only while the op library needs
+nothing but torch's stable C shims, and the kernel libraries nothing of torch or Python at all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+STABLE_SHIM = re.compile(r"(aoti_torch|torch)_\w+$")
+SYSTEM_VERSION = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
+# Weak hooks of the compiler's start-up code; absent from most programs.
+COMPILER_HOOKS = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+
+
+class Symbol(NamedTuple):
+    name: str  # with its version, as in "memcpy@GLIBC_2.14"
+    weak: bool
+
+
+def package_folder() -> Path:
+    """Where the libraries lie: in an editable install not beside the Python files."""
+    spec = importlib.util.find_spec("tileattn._torch")
+    assert spec is not None, "the op library is not installed"
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+PACKAGE = package_folder()
+OP_LIBRARY = PACKAGE / "_torch.so"
+KERNEL_LIBRARIES = sorted(PACKAGE.glob("libtileattn_*.so"))
+
+
+def symbols(library: Path, which: str) -> list[Symbol]:
+    """The dynamic symbols that ``nm`` lists with ``which``, e.g. "--undefined-only"."""
+    command = ["nm", "--dynamic", which, str(library)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [Symbol(line.split()[-1], weak=line.split()[-2] in "wv") for line in lines]
+
+
+def not_stable(library: Path) -> list[str]:
+    """Undefined symbols that are no stable shim, no C or C++ runtime, and not our own."""
+    own = {s.name for kernels in KERNEL_LIBRARIES for s in symbols(kernels, "--defined-only")}
+    return [
+        s.name
+        for s in symbols(library, "--undefined-only")
+        if not STABLE_SHIM.match(s.name)
+        and not SYSTEM_VERSION.search(s.name)
+        and not (s.weak and s.name in COMPILER_HOOKS)
+        and s.name not in own
+    ]
+
+
+def test_op_library_needs_only_stable_shims() -> None:
+    assert not_stable(OP_LIBRARY) == []
+    shims = [s for s in symbols(OP_LIBRARY, "--undefined-only") if STABLE_SHIM.match(s.name)]
+    assert shims, "an op library that calls nothing of torch registers nothing"
+
+
+def test_the_rule_finds_unstable_symbols() -> None:
+    torch_python = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
+    found = not_stable(torch_python)
+    assert any("c10" in name for name in found)
+    assert any(name.startswith("Py") for name in found)
+
+
+def test_shims_of_cuda_builds_are_weak() -> None:
+    """CPU builds of torch lack them: a strong one would make the import fail."""
+    on_cpu = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    always_there = {s.name for s in symbols(on_cpu, "--defined-only")}
+    shims = [s for s in symbols(OP_LIBRARY, "--undefined-only") if STABLE_SHIM.match(s.name)]
+    assert [s.name for s in shims if not s.weak and s.name not in always_there] == []
+
+
+def test_kernel_libraries_know_no_framework() -> None:
+    assert KERNEL_LIBRARIES
+    for library in KERNEL_LIBRARIES:
+        assert not_stable(library) == []
+        names = [s.name for s in symbols(library, "--undefined-only")]
+        assert [name for name in names if STABLE_SHIM.match(name)] == []
+
+
+@pytest.mark.parametrize("library", [OP_LIBRARY, *KERNEL_LIBRARIES], ids=lambda path: path.name)
+def test_libraries_are_found_beside_each_other(library: Path) -> None:
+    command = ["readelf", "--dynamic", "--wide", str(library)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", text)
+    assert not [name for name in needed if re.match(r"libpython|libcudart|libcuda\.", name)]
+    assert [name for name in needed if "/" in name] == []
+    search = re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.+)\]", text)
+    assert set(search) <= {"$ORIGIN"}, "a path of the build machine"
+    assert search or not any(name.startswith("libtileattn") for name in needed)
+
+
+def test_audit_agrees() -> None:
+    audit = pytest.importorskip("torch_abi_audit", reason="torch-abi-audit needs Python >= 3.11")
+    report = audit.inspect_extension(OP_LIBRARY)
+    assert report.torch.stable, report.torch
+    oldest = tuple(int(part) for part in report.torch.min_torch_version.split("."))
+    assert oldest <= (2, 11, 0), "the package declares torch>=2.11"
+
+
+def test_headers_are_installed() -> None:
+    source, installed = ROOT / "cpp/include", PACKAGE / "include"
+    headers = sorted(path.relative_to(source) for path in source.rglob("*.h"))
+    assert headers
+    assert sorted(path.relative_to(installed) for path in installed.rglob("*.h")) == headers
+
+
+def test_cmake_package_is_installed() -> None:
+    folder = PACKAGE / "lib/cmake/tileattn"
+    assert (folder / "tileattnConfig.cmake").is_file()
+    assert str(ROOT) not in (folder / "tileattnTargets.cmake").read_text(), "not relocatable"
