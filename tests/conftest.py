@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 # One thread pool for the tests: the machines that run them have few cores.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """Fresh memory holds NaN, so that an element that no kernel writes does not look right."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(()).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tileattn
-from tileattn import attention, capabilities, reference
+from tileattn import _native, attention, capabilities, reference
 
 OPTIONS = {"causal": True, "window": (24, 0), "sink_tokens": 2, "softcap": 20.0}
 
@@ -37,7 +37,11 @@ def main() -> None:
         plain = attention(q, k, v, **OPTIONS)
     torch.testing.assert_close(plain.double(), expected[0], rtol=1e-5, atol=2e-5)
     version = ".".join(map(str, sys.version_info[:2]))
-    print(f"tileattn {tileattn.__version__}, torch {torch.__version__}, Python {version}: ok")
+    kernels = _native.instruction_set()
+    print(
+        f"tileattn {tileattn.__version__} ({kernels}), torch {torch.__version__}, "
+        f"Python {version}: ok"
+    )
 
 
 if __name__ == "__main__":

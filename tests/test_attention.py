@@ -99,7 +99,7 @@ def test_bias_with_patterns(
 
 
 def test_bias_of_minus_infinity_hides(dtype: torch.dtype, device: str) -> None:
-    """A padding mask as a bias: hidden keys get no weight and no gradient, hidden rows are empty."""
+    """A padding mask as a bias: hidden keys get neither weight nor gradient."""
     skip_unsupported(device, dtype)
     tensors = Case().tensors(dtype, device)
     bias = torch.zeros(2, 1, 1, 53, dtype=dtype, device=device)

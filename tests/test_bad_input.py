@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +17,8 @@ from torch import Tensor
 
 import tileattn
 from tileattn import attention, capabilities, use_backend
+from tileattn.backend import requested_backend
+from tileattn.dense import Options
 
 BACKENDS = ["cpu", "reference"]
 
@@ -73,6 +82,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "causal is a number": (good(causal=1), TypeError, ["causal is 1", "True or False"]),
     "causal is None": (good(causal=None), TypeError, ["causal is None"]),
     "deterministic is text": (good(deterministic="yes"), TypeError, ["deterministic is 'yes'"]),
+    "return_lse is text": (good(return_lse="no"), TypeError, ["return_lse is 'no'"]),
     "window is a number": (good(window=5), TypeError, ["window is 5", "(left, right)"]),
     "window of one": (good(window=(5,)), ValueError, ["window has 1 entries", "(left, right)"]),
     "window of three": (good(window=(1, 2, 3)), ValueError, ["window has 3 entries"]),
@@ -86,9 +96,12 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "sink_tokens None": (good(sink_tokens=None), TypeError, ["sink_tokens is None"]),
     "scale is text": (good(scale="1"), TypeError, ["scale is '1'", "number"]),
     "scale is a tensor": (good(scale=ZERO(1)), TypeError, ["scale is", "tensor"]),
-    "scale is NaN": (good(scale=float("nan")), ValueError, ["scale is nan", "finite"]),
-    "scale is infinite": (good(scale=float("inf")), ValueError, ["scale is inf", "finite"]),
+    "scale is NaN": (good(scale=float("nan")), ValueError, ["scale is nan", "float32"]),
+    "scale is infinite": (good(scale=float("inf")), ValueError, ["scale is inf", "float32"]),
     "softcap < 0": (good(softcap=-1.0), ValueError, ["softcap is -1.0", ">= 0"]),
+    "scale too large": (good(scale=1e39), ValueError, ["scale is 1e+39", "float32"]),
+    "scale too small": (good(scale=-1e-40), ValueError, ["scale is -1e-40", "float32"]),
+    "softcap too small": (good(softcap=1e-40), ValueError, ["softcap is 1e-40", "float32"]),
     "softcap NaN": (good(softcap=float("nan")), ValueError, ["softcap is nan"]),
     "softcap None": (good(softcap=None), TypeError, ["softcap is None"]),
     "softcap is True": (good(softcap=True), TypeError, ["softcap is True"]),
@@ -195,14 +208,22 @@ def test_the_unchanged_arguments_are_good(arguments: dict[str, Any], backend: st
 
 
 def test_every_argument_is_tested() -> None:
-    import inspect
-
     untested = {
         name
         for name in inspect.signature(attention).parameters
-        if name != "return_lse" and not any(name in case[0] for case in BAD.values())
+        if not any(name in case[0] for case in BAD.values())
     }
     assert untested == set()
+
+
+def test_numbers_beyond_any_length_are_good() -> None:
+    out = attention(**good(window=(10**30, 10**30), sink_tokens=10**30))
+    assert torch.equal(out, attention(**good()))
+
+
+def test_type_hints_follow_the_signature() -> None:
+    keywords = set(inspect.signature(attention).parameters) - {"q", "k", "v", "return_lse"}
+    assert set(Options.__annotations__) == keywords
 
 
 @pytest.mark.parametrize("dim", [4, 12, 100, 264])
@@ -245,10 +266,6 @@ def test_use_backend_nests_and_a_call_overrides() -> None:
 
 
 def test_use_backend_is_per_thread() -> None:
-    import threading
-
-    from tileattn.backend import requested_backend
-
     seen = []
     with use_backend("reference"):
         thread = threading.Thread(target=lambda: seen.append(requested_backend(None)))
@@ -272,3 +289,27 @@ def test_old_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.10.1")
     with pytest.raises(ImportError, match=r"needs torch >= 2\.11, but torch 2\.10\.1"):
         tileattn._require_torch()
+
+
+def test_without_kernels_only_the_reference_runs(tmp_path: Path) -> None:
+    """A copy of the package without its compiled library."""
+    source = Path(tileattn.__file__).parent
+    shutil.copytree(source, tmp_path / "tileattn", ignore=shutil.ignore_patterns("*.so", "__py*"))
+    code = """
+import torch, tileattn
+q = torch.zeros(1, 2, 1, 8)
+print(tileattn.attention(q, q, q, backend="reference").shape)
+tileattn.attention(q, q, q)
+"""
+    # Without site, so that an editable install cannot put its library in.
+    folders = os.pathsep.join([str(tmp_path), *(path for path in sys.path if path)])
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={**os.environ, "PYTHONPATH": folders},
+        capture_output=True,
+        text=True,
+    )
+    assert "torch.Size([1, 2, 1, 8])" in done.stdout, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    for word in ("NotImplementedError", "no compiled kernels", "backend='reference'"):
+        assert word in last

@@ -140,7 +140,11 @@ def test_gradients(name: str) -> None:
             assert parameter.grad is None, parameter_name
         else:
             torch.testing.assert_close(
-                parameter.grad, reference, rtol=1e-3, atol=1e-4, msg=lambda m: f"{parameter_name} {m}"
+                parameter.grad,
+                reference,
+                rtol=1e-3,
+                atol=1e-4,
+                msg=lambda m, name=parameter_name: f"{name} {m}",
             )
 
 

@@ -22,7 +22,7 @@ def transposed(tensor: Tensor) -> Tensor:
 def poisoned_borders(tensor: Tensor) -> Tensor:
     """A view into a larger buffer, NaN all around: nothing outside may be read."""
     shape = [n + 8 for n in tensor.shape]
-    inside = tuple(slice(4, 4 + n) for n in tensor.shape[:-1]) + (slice(0, tensor.shape[-1]),)
+    inside = (*(slice(4, 4 + n) for n in tensor.shape[:-1]), slice(0, tensor.shape[-1]))
     buffer = tensor.new_full(shape, torch.nan)
     buffer[inside] = tensor
     return buffer[inside]

@@ -52,6 +52,14 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert module.sinks is not None and module.sinks.shape == (2,)
 
 
+def test_half_precision_parameters() -> None:
+    """Sinks in the module's dtype get their gradient in it."""
+    module = Attention(32, 2, learn_sinks=True, dtype=torch.bfloat16)
+    module(torch.randn(2, 5, 32, dtype=torch.bfloat16)).sum().backward()
+    assert module.sinks is not None and module.sinks.grad is not None
+    assert module.sinks.grad.dtype == torch.bfloat16 and module.sinks.grad.all()
+
+
 def test_bad_sizes() -> None:
     with pytest.raises(ValueError, match="num_kv_heads is 3"):
         Attention(64, 4, num_kv_heads=3)

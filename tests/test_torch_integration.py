@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, Tensors
+from cases import Case, Tensors, skip_unsupported
 from torch import Tensor
 
 from tileattn import attention, use_backend
@@ -27,8 +27,12 @@ CASES = {
 NAMES = ("q", "k", "v", "bias", "alibi_slopes", "sinks", "cu_seqlens_q", "cu_seqlens_k")
 
 
-def raw_arguments(name: str, requires_grad: bool, deterministic: bool = False) -> tuple[Any, ...]:
-    tensors = CASES[name].tensors(torch.float32, "cpu")
+def raw_arguments(
+    name: str, device: str, requires_grad: bool, deterministic: bool = False
+) -> tuple[Any, ...]:
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    skip_unsupported(device, dtype)
+    tensors = CASES[name].tensors(dtype, device)
     if name == "transposed":
         tensors = {n: t.transpose(1, 2).contiguous().transpose(1, 2) for n, t in tensors.items()}
     for key in ("q", "k", "v", "bias", "sinks"):
@@ -39,14 +43,14 @@ def raw_arguments(name: str, requires_grad: bool, deterministic: bool = False) -
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck_forward(name: str, requires_grad: bool) -> None:
-    torch.library.opcheck(FORWARD, raw_arguments(name, requires_grad))
+def test_opcheck_forward(name: str, requires_grad: bool, device: str) -> None:
+    torch.library.opcheck(FORWARD, raw_arguments(name, device, requires_grad))
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck_backward(name: str, deterministic: bool) -> None:
-    arguments = raw_arguments(name, False, deterministic)
+def test_opcheck_backward(name: str, deterministic: bool, device: str) -> None:
+    arguments = raw_arguments(name, device, False, deterministic)
     out, lse = FORWARD(*arguments)
     dout, dlse = torch.randn_like(out), torch.randn_like(lse)
     tensors, options = arguments[:3], arguments[3:]
@@ -113,6 +117,19 @@ def test_compile_reports_bad_input() -> None:
     compiled = torch.compile(attention, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="window: left is -1"):
         compiled(q, q, q, window=(-1, 0))
+
+
+def test_export() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor) -> Tensor:
+            out = attention(q, q, q, causal=True)
+            assert isinstance(out, Tensor)
+            return out
+
+    q = torch.randn(1, 6, 2, 16)
+    exported = torch.export.export(Model(), (q,))
+    assert any("tileattn" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(q), Model()(q))
 
 
 def test_module_compiles() -> None:
@@ -198,7 +215,7 @@ def test_gradient_of_lse_alone_and_of_out_alone() -> None:
 
 
 def test_nan_gradient_of_empty_rows_is_dropped() -> None:
-    """A difference of two lse is NaN where both are -inf; such rows have gradient 0 all the same."""
+    """A difference of two lse is NaN where both are -inf; those rows still have gradient 0."""
     q = torch.randn(1, 6, 2, 16, requires_grad=True)
     k = torch.randn(1, 3, 2, 16, requires_grad=True)
     sinks = torch.full((2,), -torch.inf, requires_grad=True)

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.wheel
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build/wheel-test"
-# The oldest and the newest torch that is tried; the wheel is built against the first.
-TORCH_VERSIONS = ("2.13.0", "2.14.1")
+# The oldest that the package allows, the one it is built against, the newest that was tried.
+TORCH_VERSIONS = ("2.11.0", "2.13.0", "2.14.1")
 MOST_BYTES = 100 << 20  # the limit of PyPI for one file
 
 

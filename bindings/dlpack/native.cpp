@@ -9,9 +9,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "tile_covers.h"
 #include "tileattn/attention.h"
 #include "tileattn/pattern/dispatch.h"
-#include "tile_covers.h"
 
 namespace nb = nanobind;
 
@@ -26,7 +26,8 @@ CoverArray tile_covers_array(int len_q, int len_k, int tile_q, int tile_k, int l
       tile_covers({left, right, sink_tokens, causal}, len_q, len_k, {tile_q, tile_k}));
   const std::size_t shape[2] = {covers->rows, covers->columns};
   std::uint8_t* data = covers->values.data();
-  nb::capsule owner(covers.get(), [](void* grid) noexcept { delete static_cast<CoverGrid*>(grid); });
+  nb::capsule owner(covers.get(),
+                    [](void* grid) noexcept { delete static_cast<CoverGrid*>(grid); });
   covers.release();
   return CoverArray(data, 2, shape, owner);
 }

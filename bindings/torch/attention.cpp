@@ -70,9 +70,9 @@ void check(const Inputs& in) {
   check_type(in.cu_seqlens_q, ScalarType::Int, "cu_seqlens_q must be int32");
   check_type(in.cu_seqlens_k, ScalarType::Int, "cu_seqlens_k must be int32");
   if (is_packed(in)) {
-    STD_TORCH_CHECK(in.cu_seqlens_q->numel() == in.cu_seqlens_k->numel() &&
-                        in.cu_seqlens_q->numel() >= 1,
-                    "tileattn: cu_seqlens_q and cu_seqlens_k must have one length");
+    STD_TORCH_CHECK(
+        in.cu_seqlens_q->numel() == in.cu_seqlens_k->numel() && in.cu_seqlens_q->numel() >= 1,
+        "tileattn: cu_seqlens_q and cu_seqlens_k must have one length");
     STD_TORCH_CHECK(!in.bias, "tileattn: bias is not supported with cu_seqlens");
   }
   std::int64_t batch = is_packed(in) ? in.cu_seqlens_q->numel() - 1 : in.q.size(0);
@@ -88,9 +88,9 @@ void check(const Inputs& in) {
   if (in.sinks)
     STD_TORCH_CHECK(in.sinks->numel() == in.q.size(head), "tileattn: sinks must be [heads]");
   if (in.alibi_slopes)
-    STD_TORCH_CHECK(in.alibi_slopes->numel() ==
-                        in.q.size(head) * (in.alibi_slopes->dim() == 2 ? batch : 1),
-                    "tileattn: alibi_slopes must be [heads] or [batch, heads]");
+    STD_TORCH_CHECK(
+        in.alibi_slopes->numel() == in.q.size(head) * (in.alibi_slopes->dim() == 2 ? batch : 1),
+        "tileattn: alibi_slopes must be [heads] or [batch, heads]");
 }
 
 /// Fills the shared part of a problem; `in` has passed check() and readable().
@@ -117,8 +117,7 @@ void describe(const Inputs& in, AttentionProblem& problem) {
   problem.scale = static_cast<float>(in.scale);
   problem.softcap = static_cast<float>(in.softcap);
   problem.alibi_slopes = data_or_null<float>(in.alibi_slopes);
-  problem.alibi_batch_stride =
-      in.alibi_slopes && in.alibi_slopes->dim() == 2 ? problem.heads_q : 0;
+  problem.alibi_batch_stride = in.alibi_slopes && in.alibi_slopes->dim() == 2 ? problem.heads_q : 0;
   if (in.bias) {
     BiasRef b = bias_ref(*in.bias);
     problem.bias = {b.data, b.batch_stride, b.head_stride, b.query_stride, b.dtype};
@@ -180,8 +179,7 @@ void run(const AttentionBackward& problem, const Tensor& q) {
   if (q.is_cuda()) {
     torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
     Tensor memory = workspace(q, cuda::attention_backward_workspace(problem));
-    cuda::attention_backward(problem, memory.data_ptr(),
-                             current_cuda_stream(q.get_device_index()));
+    cuda::attention_backward(problem, memory.data_ptr(), current_cuda_stream(q.get_device_index()));
     return;
   }
 #endif
@@ -193,9 +191,9 @@ std::tuple<Tensor, Tensor> attention_forward(
     OptionalTensor sinks, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, double scale,
     double softcap, std::int64_t window_left, std::int64_t window_right, std::int64_t sink_tokens,
     bool causal, bool /*deterministic: the forward always is*/) {
-  Inputs in{q,           k,           v,          bias,    alibi_slopes, sinks,
-            cu_seqlens_q, cu_seqlens_k, scale,     softcap, window_left,  window_right,
-            sink_tokens, causal};
+  Inputs in{
+      q,     k,       v,           bias,         alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
+      scale, softcap, window_left, window_right, sink_tokens,  causal};
   check(in);
   in = readable(in);
   Tensor out = new_result(in, q, rows_of(q, v.size(v.dim() - 1)), q.scalar_type());
@@ -215,9 +213,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, double scale, double softcap,
     std::int64_t window_left, std::int64_t window_right, std::int64_t sink_tokens, bool causal,
     bool deterministic, bool bias_grad) {
-  Inputs in{q,           k,           v,          bias,    alibi_slopes, sinks,
-            cu_seqlens_q, cu_seqlens_k, scale,     softcap, window_left,  window_right,
-            sink_tokens, causal};
+  Inputs in{
+      q,     k,       v,           bias,         alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
+      scale, softcap, window_left, window_right, sink_tokens,  causal};
   check(in);
   STD_TORCH_CHECK(dout.scalar_type() == q.scalar_type() && out.scalar_type() == q.scalar_type(),
                   "tileattn: out and dout must have the dtype of q");

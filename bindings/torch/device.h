@@ -10,8 +10,8 @@
 #include "tileattn/executor.h"
 
 // Lives in libtorch_cuda, which CPU builds of torch lack.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
-    int32_t device_index, void** ret_stream);
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
 namespace tileattn::torch_binding {
 

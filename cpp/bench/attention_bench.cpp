@@ -52,9 +52,10 @@ void add_benchmarks(const Executor& executor) {
       work.forward(executor);
       measure(state, work.backward_flops(), [&] { work.backward(executor); });
     };
-    for (auto* added : {benchmark::RegisterBenchmark(("forward/" + name_of(shape)).c_str(), forward),
-                        benchmark::RegisterBenchmark(("backward/" + name_of(shape)).c_str(), backward)})
-      added->Unit(benchmark::kMillisecond)->UseRealTime();
+    for (auto* added :
+         {benchmark::RegisterBenchmark(("forward/" + name_of(shape)).c_str(), forward),
+          benchmark::RegisterBenchmark(("backward/" + name_of(shape)).c_str(), backward)})
+      added->Unit(benchmark::kMillisecond)->MeasureProcessCPUTime()->UseRealTime();
   }
 }
 

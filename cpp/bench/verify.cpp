@@ -42,25 +42,37 @@ py::dict describe(const Workload& work) {
   return made;
 }
 
+/// The function `check` of verify.py.
+py::object python_check() {
+  py::object path = py::module_::import("sys").attr("path");
+  for (const char* folder : {TILEATTN_SOURCE_DIR "/tests", TILEATTN_SOURCE_DIR "/cpp/bench"})
+    path.attr("insert")(0, folder);
+  return py::module_::import("verify").attr("check");
+}
+
+bool verify_with(const py::object& check, const Shape& shape, const Executor& executor) {
+  Workload work(shape);
+  work.forward(executor);
+  work.backward(executor);
+  auto complaint = check(describe(work)).cast<std::string>();
+  std::printf("%-60s %s\n", name_of(shape).c_str(), complaint.empty() ? "ok" : complaint.c_str());
+  std::fflush(stdout);
+  return complaint.empty();
+}
+
 }  // namespace
 
 bool verify(const std::vector<Shape>& shapes, const Executor& executor) {
   Interpreter interpreter;
-  py::object path = py::module_::import("sys").attr("path");
-  for (const char* folder : {TILEATTN_SOURCE_DIR "/tests", TILEATTN_SOURCE_DIR "/cpp/bench"})
-    path.attr("insert")(0, folder);
-  py::object check = py::module_::import("verify").attr("check");
-  bool all_right = true;
-  for (const Shape& shape : shapes) {
-    Workload work(shape);
-    work.forward(executor);
-    work.backward(executor);
-    auto complaint = check(describe(work)).cast<std::string>();
-    std::printf("%-60s %s\n", name_of(shape).c_str(), complaint.empty() ? "ok" : complaint.c_str());
-    std::fflush(stdout);
-    all_right = all_right && complaint.empty();
+  try {
+    const py::object check = python_check();
+    bool all_right = true;
+    for (const Shape& shape : shapes) all_right &= verify_with(check, shape, executor);
+    return all_right;
+  } catch (const py::error_already_set& error) {  // torch is missing, for one
+    std::fprintf(stderr, "--verify: %s\n", error.what());
+    return false;
   }
-  return all_right;
 }
 
 }  // namespace tileattn::bench

@@ -44,7 +44,7 @@ def check(made: dict[str, Any]) -> str:
     try:
         for name, truth in exact.items():
             ratio = GRADIENT_RATIO if name in GRADIENTS else OUT_RATIO
-            assert_as_exact(name, tensors[name], truth, peer[name], ratio)
+            assert_as_exact(name, tensors[name], truth, peer[name], ratio=ratio)
     except AssertionError as complaint:
         return str(complaint)
     return ""

@@ -10,7 +10,8 @@
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
-inline std::int64_t stat_index(const AttentionProblem& p, const Sequence& seq, int query, int head) {
+inline std::int64_t stat_index(const AttentionProblem& p, const Sequence& seq, int query,
+                               int head) {
   return (seq.row + query) * p.heads_q + head;
 }
 
@@ -64,14 +65,14 @@ inline void store_dq(const BackwardPlan& plan, Task task) {
 
 /// The scratch of a backward task.
 struct BackwardTile {
-  float* k_panels;       // [panel][dim][kPanel]
-  float* v_panels;       // [panel][dim_v][kPanel]
-  RowMajor k;            // [keys][padded dim]
-  RowMajor dk, dv;       // [keys][padded dim or dim_v]
-  RowMajor q, dout;      // [queries][padded dim or dim_v], q times the score factor
-  RowMajor weights;      // [queries][keys], first the scores
-  RowMajor dscores;      // [queries][keys], first dout v^T
-  RowMajor cap_slope;    // [queries][keys]
+  float* k_panels;     // [panel][dim][kPanel]
+  float* v_panels;     // [panel][dim_v][kPanel]
+  RowMajor k;          // [keys][padded dim]
+  RowMajor dk, dv;     // [keys][padded dim or dim_v]
+  RowMajor q, dout;    // [queries][padded dim or dim_v], q times scale
+  RowMajor weights;    // [queries][keys], first the scores
+  RowMajor dscores;    // [queries][keys], first dout v^T
+  RowMajor cap_slope;  // [queries][keys]
 
   BackwardTile(const AttentionProblem& p, float* scratch) {
     auto take = [&](std::int64_t rows, std::int64_t columns) {
@@ -101,10 +102,12 @@ inline void load_keys(const AttentionProblem& p, const Sequence& seq, int kv_hea
     auto v = rows_of(p.v, p.dtype, seq.batch, kv_head, seq.k_begin + key);
     load_transposed(k, count, p.dim, tile.k_panels + at * p.dim);
     load_transposed(v, count, p.dim_v, tile.v_panels + at * p.dim_v);
-    load_rows(k, count, kPanel, p.dim, 1.0f, {tile.k.data + at * tile.k.stride, tile.k.stride});
+    load_rows(k, count, round_up(count, kColumnGranule), p.dim, 1.0f,
+              {tile.k.data + at * tile.k.stride, tile.k.stride});
   }
-  fill(tile.dk.data, kTile.keys * tile.dk.stride, 0.0f);
-  fill(tile.dv.data, kTile.keys * tile.dv.stride, 0.0f);
+  const int padded_keys = round_up(keys.size(), kColumnGranule);
+  fill(tile.dk.data, padded_keys * tile.dk.stride, 0.0f);
+  fill(tile.dv.data, padded_keys * tile.dv.stride, 0.0f);
 }
 
 /// Row `r` of the tile: scores and dout v^T become weights and gradients of the scores.
@@ -115,16 +118,16 @@ void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head
   float* s = tile.weights.data + r * tile.weights.stride;
   float* ds = tile.dscores.data + r * tile.dscores.stride;
   float* slope = tile.cap_slope.data + r * tile.cap_slope.stride;
-  Range panels = visibility.panels_of(r / kGroup);
-  int begin = panels.begin * kPanel, end = panels.end * kPanel;
+  const auto [begin, end] = visibility.keys_of(r / kGroup);
+  if (begin == end) return;
   scores.modify(s + begin, end - begin, query, keys.begin + begin, slope + begin);
   visibility.hide(r, s, -kInfinity);
   std::int64_t index = stat_index(p, seq, query, head);
   // A row without a key has weights exp(-inf) = 0.
-  float lse = p.lse[index] == -kInfinity ? kInfinity : p.lse[index] * kLog2E;
+  float lse = p.lse[index] == -kInfinity ? kInfinity : p.lse[index];
   float delta = p.delta[index];
   for (int j = begin; j < end; j += kWidth) {
-    Vec weight = exp2(load(s + j) - lse);
+    Vec weight = exp(load(s + j) - lse);
     store(s + j, weight);
     store(ds + j, weight * (load(ds + j) - delta));
   }
@@ -152,8 +155,7 @@ void backward_tile(const BackwardPlan& plan, Task task, int head, int query_tile
   const Visibility<Pattern> visibility(pattern, query_tile, key_tile, rows, keys.size());
   const Scores scores = Scores::make(p, seq, head);
   int token = seq.q_begin + queries.begin;
-  load_rows(rows_of(p.q, p.dtype, seq.batch, head, token), rows, rows, p.dim, scores.q_factor(),
-            tile.q);
+  load_rows(rows_of(p.q, p.dtype, seq.batch, head, token), rows, rows, p.dim, p.scale, tile.q);
   load_rows(rows_of(p.dout, p.dtype, seq.batch, head, token), rows, rows, p.dim_v, 1.0f, tile.dout);
 
   auto from = [](RowMajor x, int row, int column = 0) {
@@ -164,29 +166,28 @@ void backward_tile(const BackwardPlan& plan, Task task, int head, int query_tile
 
   for (int n = 0; n < panels; ++n) {
     Range r = visibility.queries_of(n, rows);
-    int key = n * kPanel;
-    product(r.size(), kPanel, p.dim, plain(from(tile.q, r.begin)),
+    int key = n * kPanel, count = visibility.keys_in(n);
+    product(r.size(), count, p.dim, plain(from(tile.q, r.begin)),
             {tile.k_panels + key * p.dim, kPanel}, from(tile.weights, r.begin, key), false);
-    product(r.size(), kPanel, p.dim_v, plain(from(tile.dout, r.begin)),
+    product(r.size(), count, p.dim_v, plain(from(tile.dout, r.begin)),
             {tile.v_panels + key * p.dim_v, kPanel}, from(tile.dscores, r.begin, key), false);
   }
   for (int r = 0; r < rows; ++r)
-    if (visibility.panels_of(r / kGroup).size() > 0)
-      differentiate_row(p, seq, head, queries.begin + r, r, keys, scores, visibility, tile);
+    differentiate_row(p, seq, head, queries.begin + r, r, keys, scores, visibility, tile);
   for (int n = 0; n < panels; ++n) {
     Range r = visibility.queries_of(n, rows);
-    int key = n * kPanel;
-    product(kPanel, tile.dv.stride, r.size(), transposed(from(tile.weights, r.begin, key)),
+    int key = n * kPanel, count = visibility.keys_in(n);
+    product(count, tile.dv.stride, r.size(), transposed(from(tile.weights, r.begin, key)),
             from(tile.dout, r.begin), from(tile.dv, key), true);
-    product(kPanel, tile.dk.stride, r.size(), transposed(from(tile.dscores, r.begin, key)),
+    product(count, tile.dk.stride, r.size(), transposed(from(tile.dscores, r.begin, key)),
             from(tile.q, r.begin), from(tile.dk, key), true);
   }
   RowMajor dq = dq_rows(plan, seq, task.tile, head, queries.begin);
   for (int group = 0; group < ceil_div(rows, kGroup); ++group) {
-    Range seen = visibility.panels_of(group);
-    int r = group * kGroup, key = seen.begin * kPanel;
-    product(imin(kGroup, rows - r), dq.stride, seen.size() * kPanel,
-            plain(from(tile.dscores, r, key)), from(tile.k, key), from(dq, r), true);
+    Range seen = visibility.keys_of(group);
+    int r = group * kGroup;
+    product(imin(kGroup, rows - r), dq.stride, seen.size(),
+            plain(from(tile.dscores, r, seen.begin)), from(tile.k, seen.begin), from(dq, r), true);
   }
 }
 
@@ -205,12 +206,10 @@ void backward(const BackwardPlan& plan, Task task, float* scratch) {
       for (int n = 0; n < walk.size(); ++n)
         backward_tile(plan, task, head, walk[n], kt, pattern, tile);
 
-    // q carried scale and perhaps log2(e); the latter is no part of the gradient.
-    float dk_factor = Scores::make(p, seq, task.head * group).plain ? kLn2 : 1.0f;
     auto dk = rows_of(p.dk, p.dtype, seq.batch, task.head, seq.k_begin + keys.begin);
     auto dv = rows_of(p.dv, p.dtype, seq.batch, task.head, seq.k_begin + keys.begin);
     for (int j = 0; j < keys.size(); ++j) {
-      store_row(tile.dk.data + j * tile.dk.stride, dk.row(j), p.dtype, p.dim, dk_factor);
+      store_row(tile.dk.data + j * tile.dk.stride, dk.row(j), p.dtype, p.dim, 1.0f);
       store_row(tile.dv.data + j * tile.dv.stride, dv.row(j), p.dtype, p.dim_v, 1.0f);
     }
   }

@@ -103,7 +103,8 @@ std::vector<Task> tasks_of(const std::vector<Sequence>& sequences, int heads, Co
   std::vector<Task> tasks;
   for (const Sequence& sequence : sequences)
     for (int head = 0; head < heads; ++head)
-      for (int tile = tiles(sequence) - 1; tile >= 0; --tile) tasks.push_back({&sequence, head, tile});
+      for (int tile = tiles(sequence) - 1; tile >= 0; --tile)
+        tasks.push_back({&sequence, head, tile});
   return tasks;
 }
 
@@ -131,8 +132,7 @@ bool shares_dbias(const AttentionBackward& p) {
 
 /// Over how many tasks to spread the key tiles of one (sequence, key head), when
 /// `side_by_side` of those run at the same time.
-int chunks_for(const std::vector<Sequence>& sequences, int threads,
-               std::int64_t side_by_side) {
+int chunks_for(const std::vector<Sequence>& sequences, int threads, std::int64_t side_by_side) {
   constexpr int kTasksPerThread = 3;  // enough to even out their lengths
   constexpr int kMaxChunks = 32;      // each has its own dq
   int most_tiles = 1;
@@ -143,28 +143,77 @@ int chunks_for(const std::vector<Sequence>& sequences, int threads,
   return std::min({wanted, most_tiles, kMaxChunks});
 }
 
+/// Whether threads that take whole (sequence, key head) pairs, each as it comes free, are
+/// about equally busy.
+bool heads_fill_threads(const AttentionProblem& p, const std::vector<Sequence>& sequences,
+                        int threads) {
+  std::vector<double> busy(std::max(threads, 1), 0.0);
+  double total = 0;
+  for (const Sequence& s : sequences)
+    for (int head = 0; head < p.heads_kv; ++head) {
+      double cost = double(s.len_k) * (s.len_q + kTile.queries);
+      *std::min_element(busy.begin(), busy.end()) += cost;
+      total += cost;
+    }
+  return *std::max_element(busy.begin(), busy.end()) * busy.size() <= 1.1 * total;
+}
+
+/// A task packs the keys and values of a key head for itself and walks all its queries.
+void forward_by_heads(const AttentionForward& p, const std::vector<Sequence>& sequences,
+                      const Executor& executor) {
+  const Variant& kernels = variant();
+  auto forward = kernels.forward[static_cast<int>(kind_of(p.pattern))];
+  const int group = p.heads_q / p.heads_kv;
+  std::int64_t keys = 0;
+  for (const Sequence& s : sequences) keys = std::max<std::int64_t>(keys, s.padded_keys());
+  auto pairs = tasks_of(sequences, p.heads_kv, [](auto&) { return 1; });
+  run(executor, pairs.data(), pairs.size(), packed_size(p, keys) + forward_scratch(p),
+      [&](Task pair, float* scratch) {
+        const Sequence& s = *pair.sequence;
+        PackedHead packed{scratch, scratch + keys * p.dim};
+        if (s.len_q == 0) return;
+        for (int panel = 0; panel < ceil_div(s.len_k, kPanel); ++panel)
+          kernels.pack_panel(p, {&s, pair.head, panel}, packed);
+        for (int head = pair.head * group; head < (pair.head + 1) * group; ++head)
+          for (int tile = 0; tile < query_tiles(s); ++tile)
+            forward(p, {&s, head, tile}, packed, scratch + packed_size(p, keys));
+      });
+}
+
+/// All keys and values are packed first, then tasks take single query tiles.
+void forward_by_tiles(const AttentionForward& p, const std::vector<Sequence>& sequences,
+                      const Executor& executor) {
+  const Variant& kernels = variant();
+  auto forward = kernels.forward[static_cast<int>(kind_of(p.pattern))];
+  const int group = p.heads_q / p.heads_kv;
+  const Sequence& last = sequences.back();
+  const std::int64_t keys = (last.packed_key + last.padded_keys()) * p.heads_kv;
+  Buffer buffer = allocate(packed_size(p, keys));
+  auto packed = [&](const Sequence& s, int kv_head) {
+    std::int64_t first = s.packed_key * p.heads_kv + std::int64_t{kv_head} * s.padded_keys();
+    float* v = buffer.get() + keys * p.dim;
+    return PackedHead{buffer.get() + first * p.dim, v + first * round_up(p.dim_v, kColumnGranule)};
+  };
+  auto panels = tasks_of(sequences, p.heads_kv, [](auto& s) { return ceil_div(s.len_k, kPanel); });
+  run(executor, panels.data(), panels.size(), 0,
+      [&](Task task, float*) { kernels.pack_panel(p, task, packed(*task.sequence, task.head)); });
+  auto tiles = tasks_of(sequences, p.heads_q, query_tiles);
+  run(executor, tiles.data(), tiles.size(), forward_scratch(p), [&](Task task, float* scratch) {
+    forward(p, task, packed(*task.sequence, task.head / group), scratch);
+  });
+}
+
 }  // namespace
 
 const char* instruction_set() { return variant().name; }
 
 void attention_forward(const AttentionForward& p, const Executor& executor) {
   check(p);
-  const Variant& kernels = variant();
   const std::vector<Sequence> sequences = sequences_of(p);
   if (sequences.empty() || p.heads_q == 0) return;
-  const Sequence& last = sequences.back();
-  std::int64_t packed_keys = (last.packed_key + last.padded_keys()) * p.heads_kv;
-  Buffer packed_k = allocate(packed_keys * p.dim);
-  Buffer packed_v = allocate(packed_keys * round_up(p.dim_v, kColumnGranule));
-  const ForwardPlan plan{&p, packed_k.get(), packed_v.get()};
-
-  auto panels = tasks_of(sequences, p.heads_kv, [](auto& s) { return ceil_div(s.len_k, kPanel); });
-  run(executor, panels.data(), panels.size(), 0,
-      [&](Task task, float*) { kernels.pack_panel(plan, task); });
-  auto forward = kernels.forward[static_cast<int>(kind_of(p.pattern))];
-  auto tiles = tasks_of(sequences, p.heads_q, query_tiles);
-  run(executor, tiles.data(), tiles.size(), forward_scratch(p),
-      [&](Task task, float* scratch) { forward(plan, task, scratch); });
+  if (heads_fill_threads(p, sequences, executor.num_threads))
+    forward_by_heads(p, sequences, executor);
+  else forward_by_tiles(p, sequences, executor);
 }
 
 void attention_backward(const AttentionBackward& p, const Executor& executor) {

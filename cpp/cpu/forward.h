@@ -8,49 +8,35 @@
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
-/// Where the packed keys and values of one (sequence, key head) begin.
-struct PackedHead {
-  float* k;  // [panel][dim][kPanel]
-  float* v;  // [padded_keys][padded dim_v]
-
-  PackedHead(const ForwardPlan& plan, const Sequence& seq, int kv_head) {
-    const AttentionProblem& p = *plan.problem;
-    std::int64_t first = seq.packed_key * p.heads_kv + std::int64_t{kv_head} * seq.padded_keys();
-    k = plan.packed_k + first * p.dim;
-    v = plan.packed_v + first * round_up(p.dim_v, kColumnGranule);
-  }
-};
-
-inline void pack_panel(const ForwardPlan& plan, Task task) {
-  const AttentionForward& p = *plan.problem;
+inline void pack_panel(const AttentionForward& p, Task task, PackedHead packed) {
   const Sequence& seq = *task.sequence;
-  PackedHead packed(plan, seq, task.head);
   int key = task.tile * kPanel, keys = imin(kPanel, seq.len_k - key);
   int dim_v = round_up(p.dim_v, kColumnGranule);
   load_transposed(rows_of(p.k, p.dtype, seq.batch, task.head, seq.k_begin + key), keys, p.dim,
                   packed.k + std::int64_t{key} * p.dim);
-  load_rows(rows_of(p.v, p.dtype, seq.batch, task.head, seq.k_begin + key), keys, kPanel, p.dim_v,
-            1.0f, {packed.v + std::int64_t{key} * dim_v, dim_v});
+  load_rows(rows_of(p.v, p.dtype, seq.batch, task.head, seq.k_begin + key), keys,
+            round_up(keys, kColumnGranule), p.dim_v, 1.0f,
+            {packed.v + std::int64_t{key} * dim_v, dim_v});
 }
 
 /// The tile that a forward task works on.
 struct ForwardTile {
   int rows;
-  RowMajor q;    // [rows][dim], times the score factor
+  RowMajor q;    // [rows][dim], times scale
   RowMajor s;    // [rows][kTile.keys], scores, then weights
   RowMajor out;  // [rows][padded dim_v]
 };
 
 /// s = q k^T, where something is visible.
 template <class Pattern>
-void compute_scores(const ForwardTile& tile, const float* k_panels, int dim, int panels,
+void compute_scores(const ForwardTile& tile, float* k_panels, int dim, int panels,
                     const Visibility<Pattern>& visibility) {
   for (int p = 0; p < panels; ++p) {
     Range rows = visibility.queries_of(p, tile.rows);
-    float* k_panel = const_cast<float*>(k_panels) + std::int64_t{p} * kPanel * dim;
-    product(rows.size(), kPanel, dim, {tile.q.data + rows.begin * tile.q.stride, tile.q.stride, 1},
-            {k_panel, kPanel}, {tile.s.data + rows.begin * tile.s.stride + p * kPanel, tile.s.stride},
-            false);
+    float* k_panel = k_panels + std::int64_t{p} * kPanel * dim;
+    product(rows.size(), visibility.keys_in(p), dim,
+            {tile.q.data + rows.begin * tile.q.stride, tile.q.stride, 1}, {k_panel, kPanel},
+            {tile.s.data + rows.begin * tile.s.stride + p * kPanel, tile.s.stride}, false);
   }
 }
 
@@ -59,22 +45,21 @@ template <class Pattern>
 void absorb_group(const ForwardTile& tile, int group, int first_query, int first_key,
                   RowMajor values, const Scores& scores, const Visibility<Pattern>& visibility,
                   OnlineSoftmax& softmax) {
-  Range panels = visibility.panels_of(group);
-  if (panels.size() == 0) return;
-  int begin = panels.begin * kPanel, keys = panels.size() * kPanel;
+  const Range keys = visibility.keys_of(group);
+  if (keys.size() == 0) return;
   Range rows = {group * kGroup, imin((group + 1) * kGroup, tile.rows)};
   for (int r = rows.begin; r < rows.end; ++r) {
     float* s = tile.s.data + r * tile.s.stride;
-    scores.modify(s + begin, keys, first_query + r, first_key + begin, nullptr);
+    scores.modify(s + keys.begin, keys.size(), first_query + r, first_key + keys.begin, nullptr);
     visibility.hide(r, s, -kInfinity);
-    float rescale = softmax.absorb(r, s + begin, keys);
+    float rescale = softmax.absorb(r, s + keys.begin, keys.size());
     float* out = tile.out.data + r * tile.out.stride;
     if (rescale != 1.0f)
       for (int d = 0; d < tile.out.stride; d += kWidth) store(out + d, load(out + d) * rescale);
   }
-  product(rows.size(), static_cast<int>(tile.out.stride), keys,
-          {tile.s.data + rows.begin * tile.s.stride + begin, tile.s.stride, 1},
-          {values.data + begin * values.stride, values.stride},
+  product(rows.size(), static_cast<int>(tile.out.stride), keys.size(),
+          {tile.s.data + rows.begin * tile.s.stride + keys.begin, tile.s.stride, 1},
+          {values.data + keys.begin * values.stride, values.stride},
           {tile.out.data + rows.begin * tile.out.stride, tile.out.stride}, true);
 }
 
@@ -91,12 +76,10 @@ inline void store_forward(const AttentionForward& p, Task task, int first_query,
 }
 
 template <class Pattern>
-void forward(const ForwardPlan& plan, Task task, float* scratch) {
-  const AttentionForward& p = *plan.problem;
+void forward(const AttentionForward& p, Task task, PackedHead packed, float* scratch) {
   const Sequence& seq = *task.sequence;
   const Pattern pattern = Pattern::make(p.pattern, seq.len_q, seq.len_k);
   const Scores scores = Scores::make(p, seq, task.head);
-  const PackedHead packed(plan, seq, task.head / (p.heads_q / p.heads_kv));
   const Range queries = tokens_of(task.tile, kTile.queries, seq.len_q);
   const int dim_v = round_up(p.dim_v, kColumnGranule);
 
@@ -106,10 +89,10 @@ void forward(const ForwardPlan& plan, Task task, float* scratch) {
   tile.s = {scratch + kTile.queries * dim_v, kTile.keys};
   tile.q = {tile.s.data + kTile.queries * kTile.keys, p.dim};
   load_rows(rows_of(p.q, p.dtype, seq.batch, task.head, seq.q_begin + queries.begin), tile.rows,
-            tile.rows, p.dim, scores.q_factor(), tile.q);
+            tile.rows, p.dim, p.scale, tile.q);
   fill(tile.out.data, std::int64_t{tile.rows} * dim_v, 0.0f);
 
-  OnlineSoftmax softmax(p.sinks ? p.sinks[task.head] : -kInfinity);
+  OnlineSoftmax softmax(tile.rows, p.sinks ? p.sinks[task.head] : -kInfinity);
   const auto walk = pattern.keys_of(task.tile, kTile);
   for (int n = 0; n < walk.size(); ++n) {
     const Range keys = tokens_of(walk[n], kTile.keys, seq.len_k);

@@ -25,7 +25,8 @@ inline float from_float16(std::uint16_t x) {
   // A subnormal is fraction * 2^-24: borrow the exponent of 2^-14 and take it off again.
   std::uint32_t subnormal = bits_of(float_of(magnitude + (113u << 23)) - float_of(113u << 23));
   std::uint32_t value = magnitude >= (31u << 23) ? special
-                        : magnitude < (1u << 23) ? subnormal : normal;
+                        : magnitude < (1u << 23) ? subnormal
+                                                 : normal;
   return float_of(value | std::uint32_t{x & 0x8000u} << 16);
 }
 
@@ -36,7 +37,8 @@ inline std::uint16_t to_float16(float x) {  // round to nearest even
   std::uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
   std::uint32_t special = magnitude > (255u << 23) ? 0x7e00 : 0x7c00;
   std::uint32_t value = magnitude >= bits_of(65520.0f) ? special
-                        : magnitude < (113u << 23) ? subnormal : normal;
+                        : magnitude < (113u << 23)     ? subnormal
+                                                       : normal;
   return static_cast<std::uint16_t>(value | (bits >> 16 & 0x8000));
 }
 
@@ -83,7 +85,8 @@ struct TokenRows {
   Byte* row(int token) const { return data + token * stride; }
 };
 
-inline TokenRows<const char> rows_of(ConstTensorRef x, DType dtype, int batch, int head, int token) {
+inline TokenRows<const char> rows_of(ConstTensorRef x, DType dtype, int batch, int head,
+                                     int token) {
   std::int64_t size = bytes_of(dtype);
   std::int64_t first = batch * x.batch_stride + head * x.head_stride + token * x.token_stride;
   return {static_cast<const char*>(x.data) + first * size, x.token_stride * size, dtype};
@@ -110,16 +113,23 @@ inline void load_rows(TokenRows<const char> from, int rows, int padded_rows, int
   fill(to.data + rows * to.stride, (padded_rows - rows) * to.stride, 0.0f);
 }
 
-/// Up to kPanel tokens to panel[dim][kPanel]; missing tokens become 0.
+/// Up to kPanel tokens to panel[dim][kPanel]. Columns of missing tokens become 0 up to the
+/// next multiple of kColumnGranule; the others are left alone.
 inline void load_transposed(TokenRows<const char> from, int rows, int dim, float* panel) {
-  constexpr int kStrip = 8;  // dim is a multiple
-  for (int d = 0; d < dim; d += kStrip) {
-    float strip[kPanel][kStrip] = {};
-    for (int r = 0; r < rows; ++r)
-      load_row(from.row(r) + d * bytes_of(from.dtype), from.dtype, strip[r],
-               kStrip, 1.0f);
-    for (int i = 0; i < kStrip; ++i)
-      for (int r = 0; r < kPanel; ++r) panel[(d + i) * kPanel + r] = strip[r][i];
+  // Whole vectors, and one more: rows a power of two apart would share cache sets.
+  const int stride = round_up(dim, kColumnGranule) + kColumnGranule;
+  alignas(kVecBytes) float strip[kWidth * (kMaxDim + kColumnGranule)];
+  for (int first = 0; first < round_up(rows, kColumnGranule); first += kWidth) {
+    int count = imax(0, imin(kWidth, rows - first));
+    TokenRows<const char> tokens{from.row(first), from.stride, from.dtype};
+    load_rows(tokens, count, kWidth, dim, 1.0f, {strip, stride});
+    for (int d = 0; d < dim; d += kWidth) {
+      Vec square[kWidth];
+      for (int r = 0; r < kWidth; ++r) square[r] = load(strip + r * stride + d);
+      transpose(square);
+      for (int i = 0; i < imin(kWidth, dim - d); ++i)
+        store(panel + (d + i) * kPanel + first, square[i]);
+    }
   }
 }
 

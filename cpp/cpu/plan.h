@@ -11,14 +11,14 @@ namespace tileattn::cpu {
 
 // A query tile's scores against a key tile fit into the second level cache, a panel of keys
 // into the first. Groups and panels are also the blocks in which hidden parts are skipped.
-constexpr int kGroup = 6;            // queries, the rows of the micro-kernel
-constexpr int kPanel = 64;           // keys
+constexpr int kGroup = 6;   // queries, the rows of the micro-kernel
+constexpr int kPanel = 64;  // keys
 constexpr int kGroupsPerTile = 16;
 constexpr int kPanelsPerTile = 6;
 constexpr Tiling kTile{kGroup * kGroupsPerTile, kPanel * kPanelsPerTile};
 constexpr Tiling kBlock{kGroup, kPanel};
 constexpr int kMaxDim = 256;
-constexpr int kColumnGranule = 16;   // floats: rows in scratch are padded to whole vectors
+constexpr int kColumnGranule = 16;  // floats: rows in scratch are padded to whole vectors
 
 TILEATTN_HOST_DEVICE constexpr int round_up(int n, int granule) {
   return (n + granule - 1) / granule * granule;
@@ -26,12 +26,12 @@ TILEATTN_HOST_DEVICE constexpr int round_up(int n, int granule) {
 
 /// One sequence of the batch, or of the packed tokens.
 struct Sequence {
-  int index;               // among the sequences
-  int batch;               // its batch entry in the tensors; 0 when packed
-  int q_begin, len_q;      // first token and number of tokens, in that entry
+  int index;           // among the sequences
+  int batch;           // its batch entry in the tensors; 0 when packed
+  int q_begin, len_q;  // first token and number of tokens, in that entry
   int k_begin, len_k;
-  std::int64_t row;        // its first row in lse and delta, in units of heads_q
-  std::int64_t packed_key; // its first key in the packed K and V, in units of heads_kv
+  std::int64_t row;         // its first row in lse and delta, in units of heads_q
+  std::int64_t packed_key;  // its first key in the packed K and V, in units of heads_kv
   TILEATTN_HOST_DEVICE int padded_keys() const { return round_up(len_k, kPanel); }
 };
 
@@ -42,29 +42,36 @@ struct Task {
   int tile;
 };
 
-struct ForwardPlan {
-  const AttentionForward* problem;
-  float* packed_k;  // per sequence and key head: panels [padded_keys / kPanel][dim][kPanel]
-  float* packed_v;  // per sequence and key head: [padded_keys][padded dim_v]
+/// Keys and values of one (sequence, key head) in fp32, as the forward reads them.
+struct PackedHead {
+  float* k;  // panels [padded_keys / kPanel][dim][kPanel]
+  float* v;  // [padded_keys][padded dim_v]
 };
 
 struct BackwardPlan {
   const AttentionBackward* problem;
-  int chunks;             // key tiles are dealt to this many tasks per (sequence, key head)
-  std::int64_t dq_rows;   // rows of lse, all sequences together
-  float* dq_chunks;       // [chunks][heads_q][dq_rows][padded dim]
+  int chunks;            // key tiles are dealt to this many tasks per (sequence, key head)
+  std::int64_t dq_rows;  // rows of lse, all sequences together
+  float* dq_chunks;      // [chunks][heads_q][dq_rows][padded dim]
 };
 
 /// Kernels of one instruction set, indexed by PatternKind where they depend on the pattern.
 /// `scratch` is aligned to 64 bytes and holds as many floats as asked for below.
 struct Variant {
   const char* name;
-  void (*pack_panel)(const ForwardPlan&, Task);  // head: key head, tile: panel
-  void (*forward[3])(const ForwardPlan&, Task, float* scratch);  // tile: query tile
-  void (*prepare_queries)(const BackwardPlan&, Task);  // tile: query tile
+  // head: key head, tile: panel
+  void (*pack_panel)(const AttentionForward&, Task, PackedHead);
+  // tile: query tile
+  void (*forward[3])(const AttentionForward&, Task, PackedHead, float* scratch);
+  void (*prepare_queries)(const BackwardPlan&, Task);              // tile: query tile
   void (*backward[3])(const BackwardPlan&, Task, float* scratch);  // head: key head, tile: chunk
-  void (*store_dq)(const BackwardPlan&, Task);   // tile: query tile
+  void (*store_dq)(const BackwardPlan&, Task);                     // tile: query tile
 };
+
+/// Floats of one PackedHead with this many padded keys.
+constexpr std::int64_t packed_size(const AttentionProblem& p, std::int64_t keys) {
+  return keys * (p.dim + round_up(p.dim_v, kColumnGranule));
+}
 
 constexpr std::int64_t forward_scratch(const AttentionProblem& p) {
   return kTile.queries * (p.dim + kTile.keys + round_up(p.dim_v, kColumnGranule));

@@ -1,5 +1,5 @@
 // Scores: what happens to s = q . k before the normaliser sees it, and the
-// derivative of that. In: s times q_factor(). Out: the modified score times log2(e).
+// derivative of that. Here s already carries the scale.
 #pragma once
 
 #include "cpu/pack.h"
@@ -8,20 +8,16 @@ namespace tileattn::cpu::TILEATTN_ISA {
 
 /// The modifiers of one head.
 struct Scores {
-  bool plain;         // no head has a modifier; then base 2 is folded into the queries, too
-  float scale;
-  float softcap;      // 0: none
-  float alibi_slope;  // 0: none
-  const char* bias;   // [query, key], or null
+  float softcap;                   // 0: none
+  float alibi_slope;               // 0: none
+  const char* bias;                // [query, key], or null
   std::int64_t bias_query_stride;  // bytes
   DType bias_dtype;
-  int shift;          // a query's own position among the keys, less its index
+  int shift;  // a query's own position among the keys, less its index
   int len_k;
 
   static Scores make(const AttentionProblem& p, const Sequence& seq, int head) {
     Scores s{};
-    s.plain = p.softcap == 0 && !p.alibi_slopes && !p.bias.data;
-    s.scale = p.scale;
     s.softcap = p.softcap;
     if (p.alibi_slopes) s.alibi_slope = p.alibi_slopes[seq.index * p.alibi_batch_stride + head];
     if (p.bias.data) {
@@ -36,12 +32,10 @@ struct Scores {
     return s;
   }
 
-  float q_factor() const { return plain ? scale * kLog2E : scale; }
-
   /// s[0, count) are the scores of `query` and the keys from `key`, at most kTile.keys of them.
   /// Writes the derivative of the softcap, if there is one, to `cap_slope` unless null.
   void modify(float* s, int count, int query, int key, float* cap_slope) const {
-    if (plain) return;
+    if (softcap == 0 && alibi_slope == 0 && !bias) return;
     float added[kTile.keys] = {};
     if (bias)
       load_row(bias + query * bias_query_stride + key * bytes_of(bias_dtype), bias_dtype, added,
@@ -59,7 +53,7 @@ struct Scores {
         if (cap_slope) store(cap_slope + j, 1.0f - t * t);
         x = t * softcap;
       }
-      store(s + j, (x + load(added + j)) * kLog2E);
+      store(s + j, x + load(added + j));
     }
   }
 };

@@ -12,8 +12,10 @@ class Visibility {
  public:
   /// queries and keys: those in range of the two tiles.
   Visibility(const Pattern& pattern, int query_tile, int key_tile, int queries, int keys)
-      : pattern_(pattern), first_group_(query_tile * kGroupsPerTile),
-        first_panel_(key_tile * kPanelsPerTile) {
+      : pattern_(pattern),
+        first_group_(query_tile * kGroupsPerTile),
+        first_panel_(key_tile * kPanelsPerTile),
+        padded_keys_(round_up(keys, kColumnGranule)) {
     Cover whole = pattern.cover(query_tile, key_tile, kTile);
     if (whole == Cover::kEmpty) return;
     int groups = ceil_div(queries, kGroup), panels = ceil_div(keys, kPanel);
@@ -31,10 +33,15 @@ class Visibility {
       for (int g = groups_of_[p].begin; g < groups_of_[p].end; ++g) extend(panels_of_[g], p);
   }
 
-  /// From the first to one past the last panel that group `g` sees something of.
-  Range panels_of(int g) const { return panels_of_[g]; }
-  /// From the first to one past the last group that sees something of panel `p`.
-  Range groups_of(int p) const { return groups_of_[p]; }
+  /// The keys, counted from the tile's first, from the first to the last panel that group
+  /// `g` sees something of; padded to whole vectors.
+  Range keys_of(int g) const {
+    return {panels_of_[g].begin * kPanel, imin(panels_of_[g].end * kPanel, padded_keys_)};
+  }
+  /// Keys in panel `p`, padded likewise.
+  int keys_in(int p) const { return imin(kPanel, padded_keys_ - p * kPanel); }
+  /// The queries, counted from the tile's first, from the first to the last group that sees
+  /// something of panel `p`.
   Range queries_of(int p, int queries) const {
     return {groups_of_[p].begin * kGroup, imin(groups_of_[p].end * kGroup, queries)};
   }
@@ -48,7 +55,7 @@ class Visibility {
       const Pattern pattern = pattern_;
       int query = first_group_ * kGroup + row, key = (first_panel_ + p) * kPanel;
       float* values = row_values + p * kPanel;
-      for (int j = 0; j < kPanel; ++j)
+      for (int j = 0; j < keys_in(p); ++j)
         values[j] = pattern.visible(query, key + j) ? values[j] : value;
     }
   }
@@ -60,7 +67,7 @@ class Visibility {
   }
 
   Pattern pattern_;
-  int first_group_, first_panel_;
+  int first_group_, first_panel_, padded_keys_;
   Range panels_of_[kGroupsPerTile] = {};
   Range groups_of_[kPanelsPerTile] = {};
   Cover cover_[kGroupsPerTile][kPanelsPerTile] = {};

@@ -1,6 +1,6 @@
 // Compiled once for each instruction set, as cpu/kernels.cpp is.
-#include "cpu/pack.h"
 #include "tests/micro_kernel_probe.h"
+#include "cpu/pack.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -14,7 +14,7 @@ const MicroKernelProbe kProbe = {
               accumulate);
     },
     [](float* values, int count) {
-      for (int i = 0; i < count; i += kWidth) store(values + i, exp2(load(values + i)));
+      for (int i = 0; i < count; i += kWidth) store(values + i, exp(load(values + i)));
     },
     [](float* values, int count) {
       for (int i = 0; i < count; i += kWidth) store(values + i, tanh(load(values + i)));

@@ -74,8 +74,17 @@ std::vector<Case> cases() {
   packed.pattern.causal = true;
   packed.sinks = packed.dlse = true;
   Case no_keys{"no keys", {4}, {0}}, no_queries{"no queries", {0}, {4}};
-  return {{"dense", {97}, {385}}, wide, causal, empty_rows, window, causal_window, modifiers,
-          key_bias, packed, no_keys, no_queries};
+  return {{"dense", {97}, {385}},
+          wide,
+          causal,
+          empty_rows,
+          window,
+          causal_window,
+          modifiers,
+          key_bias,
+          packed,
+          no_keys,
+          no_queries};
 }
 
 int total(const std::vector<int>& lens) {
@@ -299,6 +308,22 @@ TEST(Attention, HiddenKeysDoNotMatter) {
     ASSERT_EQ(clean.out.at(t, 1, 5), poisoned.out.at(t, 1, 5));
     ASSERT_EQ(clean.dq.at(t, 1, 5), poisoned.dq.at(t, 1, 5));
   }
+}
+
+TEST(Attention, LowestFiniteBiasIsNoMask) {
+  // Frameworks pad with the lowest float; a row of nothing else weighs its keys equally.
+  Case c{"", {7}, {400}};
+  c.bias = true;
+  Problem p(c);
+  const float lowest = std::numeric_limits<float>::lowest();
+  for (int j = 0; j < 400; ++j) p.bias.at(0, 0, j) = lowest;
+  p.run(Executor::serial());
+  for (int d = 0; d < c.dim_v; ++d) {
+    double mean = 0;
+    for (int j = 0; j < 400; ++j) mean += p.v.at(j, 0, d) / 400.0;
+    EXPECT_NEAR(p.out.at(3, 1, d), mean, 1e-6);
+  }
+  EXPECT_EQ(p.lse[0], lowest);
 }
 
 TEST(Attention, BadProblemsThrow) {

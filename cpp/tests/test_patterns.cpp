@@ -46,8 +46,8 @@ std::string read_walk(const TwoRuns& walk, int count, std::set<int>& tiles) {
 }
 
 template <class Pattern>
-std::string check_tile_pair(const Pattern& pattern, const Shape& s, int qt, int kt, bool key_visited,
-                            bool query_visited) {
+std::string check_tile_pair(const Pattern& pattern, const Shape& s, int qt, int kt,
+                            bool key_visited, bool query_visited) {
   Range queries = tokens_of(qt, s.tiling.queries, s.len_q);
   Range keys = tokens_of(kt, s.tiling.keys, s.len_k);
   int seen = 0;
@@ -102,9 +102,8 @@ void for_each_spec(Visit visit) {
 TEST(Patterns, DispatchedPatternKeepsItsPromises) {
   for_each_spec([](PatternSpec spec) {
     for_each_shape(spec, [](const Shape& s) {
-      std::string problem = dispatch_pattern(s.spec, [&](auto tag) {
-        return broken_promise<typename decltype(tag)::type>(s);
-      });
+      std::string problem = dispatch_pattern(
+          s.spec, [&](auto tag) { return broken_promise<typename decltype(tag)::type>(s); });
       ASSERT_EQ(problem, "") << describe(s);
     });
   });

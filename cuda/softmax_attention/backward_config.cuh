@@ -2,22 +2,12 @@
 // backward kernels.
 #pragma once
 
-#include <cute/tensor.hpp>
-#include <type_traits>
-
-#include "tileattn/attention.h"
+#include "kernel_table.h"
+#include "tile.cuh"
 
 namespace tileattn::cuda {
 
-using namespace cute;
-
-/// Shared memory that a block may ask for: 99 KiB on sm_86 and sm_89, 163 KiB
-/// or more on sm_80 and sm_90.
-enum class SharedBudget { k99KiB, k163KiB };
-
-constexpr int bytes_of(SharedBudget budget) {
-  return (budget == SharedBudget::k99KiB ? 99 : 163) * 1024;
-}
+constexpr int bytes_of(SharedBudget budget) { return static_cast<int>(budget) * 1024; }
 
 /// Constants of a kernel that works on tiles of kQueries x kKeys scores, whose
 /// streamed operands are kStages deep.
@@ -31,70 +21,67 @@ struct BackwardConfig {
   static constexpr int kThreads = kWarps_ * 32;
   static constexpr Tiling kTiling{kQueries, kKeys};
 
-  /// Row-major [Rows, Columns], swizzled so that ldmatrix meets no bank conflict.
-  template <int Rows, int Columns>
-  struct Smem {
-    using Atom = std::conditional_t<
-        Columns % 64 == 0,
-        decltype(composition(Swizzle<3, 3, 3>{}, Layout<Shape<_8, _64>, Stride<_64, _1>>{})),
-        decltype(composition(Swizzle<2, 3, 3>{}, Layout<Shape<_8, _32>, Stride<_32, _1>>{}))>;
-    using Plain = decltype(tile_to_shape(Atom{}, Shape<Int<Rows>, Int<Columns>>{}));
-    using Transposed = decltype(composition(
-        Plain{}, Layout<Shape<Int<Columns>, Int<Rows>>, Stride<Int<Rows>, _1>>{}));
-  };
-  using QuerySmem = Smem<kQueries, kDim>;
-  using KeySmem = Smem<kKeys, kDim>;
-  using ScoreSmem = Smem<kQueries, kKeys>;
+  using QuerySmem = SwizzledSmem<kQueries, kDim>;
+  using KeySmem = SwizzledSmem<kKeys, kDim>;
+  using ScoreSmem = SwizzledSmem<kQueries, kKeys>;
 
-  using MmaAtom = MMA_Atom<std::conditional_t<std::is_same_v<Element, half_t>,
-                                              SM80_16x8x16_F32F16F16F32_TN,
-                                              SM80_16x8x16_F32BF16BF16F32_TN>>;
   template <int WarpsM, int WarpsN>
-  using Mma = TiledMMA<MmaAtom, Layout<Shape<Int<WarpsM>, Int<WarpsN>, _1>>,
+  using Mma = TiledMMA<MmaAtom80<Element>, Layout<Shape<Int<WarpsM>, Int<WarpsN>, _1>>,
                        Tile<Int<16 * WarpsM>, Int<16 * WarpsN>, _16>>;
 
   // Warps are laid out so that a warp's part of each product is nearly square,
   // which reads the least shared memory per multiplication.
-  static constexpr int kScoreWarpsM = kQueries >= 128 ? kWarps_ / 2 : 2;
-  static constexpr int kWideWarps = kDim % 64 == 0 ? kWarps_ / 2 : 2;
-  static constexpr int kKeyWarpsN = kKeys <= 64 ? kWideWarps : 2;
-  static constexpr int kQueryWarpsN = kQueries <= 64 ? kWideWarps : 2;
-  using ScoreMma = Mma<kScoreWarpsM, kWarps_ / kScoreWarpsM>;        // S and dP
-  using KeyGradMma = Mma<kWarps_ / kKeyWarpsN, kKeyWarpsN>;          // dK and dV
-  using QueryGradMma = Mma<kWarps_ / kQueryWarpsN, kQueryWarpsN>;    // dQ
+  static constexpr int kScoreWarpsM = 2;
+  static constexpr int kQueryWarpsN = kDim % 64 == 0 ? kWarps_ / 2 : 2;
+  static constexpr int kKeyWarpsN = kKeys <= 64 ? kQueryWarpsN : 2;
+  using ScoreMma = Mma<kScoreWarpsM, kWarps_ / kScoreWarpsM>;      // S and dP
+  using KeyGradMma = Mma<kWarps_ / kKeyWarpsN, kKeyWarpsN>;        // dK and dV
+  using QueryGradMma = Mma<kWarps_ / kQueryWarpsN, kQueryWarpsN>;  // dQ
 
+  static_assert(kStages == 1 || kStages == 2);
+  static_assert(kQueries <= kThreads && kKeys <= kThreads);  // a thread a row, a column
   static_assert(kQueries % (16 * kScoreWarpsM) == 0);
   static_assert(kKeys % (16 * kWarps_ / kScoreWarpsM) == 0);
   static_assert(kKeys % (16 * kWarps_ / kKeyWarpsN) == 0 && kDim % (16 * kKeyWarpsN) == 0);
   static_assert(kQueries % (16 * kWarps_ / kQueryWarpsN) == 0 && kDim % (16 * kQueryWarpsN) == 0);
 };
 
-/// The tile of the key-major kernel: K and V stay, Q and dO are streamed.
-template <class Element, int kDim, SharedBudget kBudget>
-struct KeyMajorTile {
-  static constexpr bool kSmall = kBudget == SharedBudget::k99KiB;
-  static constexpr auto choose() {
-    if constexpr (kDim <= 64) return BackwardConfig<Element, kDim, 64, 128, 2, 8>{};
-    else if constexpr (kDim == 96) return BackwardConfig<Element, 96, 64, kSmall ? 64 : 128, 2, 8>{};
-    else if constexpr (kDim == 128 && kSmall) return BackwardConfig<Element, 128, 64, 64, 1, 8>{};
-    else if constexpr (kDim == 128) return BackwardConfig<Element, 128, 64, 128, 2, 8>{};
-    else if constexpr (kDim == 192 && kSmall) return BackwardConfig<Element, 192, 32, 64, 1, 8>{};
-    else if constexpr (kDim == 192) return BackwardConfig<Element, 192, 64, 64, 2, 8>{};
-    else if constexpr (kSmall) return BackwardConfig<Element, kDim, 32, 32, 1, 4>{};
-    else return BackwardConfig<Element, kDim, 64, 64, 1, 8>{};
-  }
-  using type = decltype(choose());
+struct BackwardTile {
+  int queries, keys, stages, warps;
 };
 
-/// The tile of the query-major kernel: Q and dO stay, K and V are streamed.
-template <class Element, int kDim, SharedBudget kBudget>
-struct QueryMajorTile {
-  static constexpr bool kSmall = kBudget == SharedBudget::k99KiB;
-  static constexpr auto choose() {
-    if constexpr (kDim == 128 && !kSmall) return BackwardConfig<Element, 128, 128, 64, 2, 8>{};
-    else return typename KeyMajorTile<Element, kDim, kBudget>::type{};
+/// Of the key-major kernel: K and V stay, Q and dO are streamed.
+constexpr BackwardTile key_major_tile(int dim, SharedBudget budget) {
+  const bool small = budget == SharedBudget::k99KiB;
+  switch (dim) {
+    case 32:
+    case 64: return {64, 128, 2, 8};
+    case 96: return {64, small ? 64 : 128, 2, 8};
+    case 128: return small ? BackwardTile{64, 64, 1, 8} : BackwardTile{64, 128, 2, 8};
+    case 192: return small ? BackwardTile{32, 64, 1, 8} : BackwardTile{64, 64, 2, 8};
+    default: return small ? BackwardTile{32, 32, 1, 4} : BackwardTile{64, 64, 1, 8};
   }
-  using type = decltype(choose());
+}
+
+/// Of the query-major kernel: Q and dO stay, K and V are streamed. Larger tiles spill.
+constexpr BackwardTile query_major_tile(int dim, SharedBudget budget) {
+  const bool small = budget == SharedBudget::k99KiB;
+  return dim <= (small ? 96 : 128) ? BackwardTile{64, 64, 2, 8} : key_major_tile(dim, budget);
+}
+
+template <class Element, int kDim, SharedBudget kBudget>
+struct BackwardConfigs {
+  static constexpr BackwardTile kKeyMajor = key_major_tile(kDim, kBudget);
+  static constexpr BackwardTile kQueryMajor = query_major_tile(kDim, kBudget);
+  using KeyMajor = BackwardConfig<Element, kDim, kKeyMajor.queries, kKeyMajor.keys,
+                                  kKeyMajor.stages, kKeyMajor.warps>;
+  using QueryMajor = BackwardConfig<Element, kDim, kQueryMajor.queries, kQueryMajor.keys,
+                                    kQueryMajor.stages, kQueryMajor.warps>;
+};
+
+struct BackwardParams {
+  AttentionBackward problem;
+  float* dq_sum;  // see backward_rows.cuh; null: the key-major kernel leaves dQ out
 };
 
 }  // namespace tileattn::cuda

@@ -53,8 +53,8 @@ class KeyMajor {
                                  int query_tile) const {
     int first = query_tile * Config::kQueries, rows = sequence_.len_q - first;
     load_rows<Config>(shared.q[stage], typename QuerySmem::Plain{},
-                      query_row<const Element>(problem_.q, first, head),
-                      problem_.q.token_stride, rows, problem_.dim);
+                      query_row<const Element>(problem_.q, first, head), problem_.q.token_stride,
+                      rows, problem_.dim);
     load_rows<Config>(shared.dout[stage], typename QuerySmem::Plain{},
                       query_row<const Element>(problem_.dout, first, head),
                       problem_.dout.token_stride, rows, problem_.dim_v);
@@ -66,8 +66,8 @@ class KeyMajor {
     typename Config::QueryGradMma mma;
     Tensor dq = partition_fragment_C(mma, Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
     clear(dq);
-    multiply_shared(mma, AlongK{}, AcrossK{}, dq, shared.ds, typename ScoreSmem::Plain{},
-                    shared.k, typename KeySmem::Transposed{});
+    multiply_shared(mma, AlongK{}, AcrossK{}, dq, shared.ds, typename ScoreSmem::Plain{}, shared.k,
+                    typename KeySmem::Transposed{});
     int slot = query_slots(problem_, Config::kQueries).first(sequence_.index) + query_tile;
     float* to = params_.dq_sum + threadIdx.x +
                 (std::int64_t{slot} * problem_.heads_q + head) * Config::kQueries * Config::kDim;
@@ -113,7 +113,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   extern __shared__ uint128_t shared_memory[];
   auto& shared = *reinterpret_cast<KeyMajorShared<Config>*>(shared_memory);
   using QuerySmem = typename Config::QuerySmem;
-  using KeySmem = typename Config::KeySmem;
   using ScoreSmem = typename Config::ScoreSmem;
 
   const AttentionBackward& problem = params.problem;
@@ -122,7 +121,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   Sequence sequence(problem, slots.owner(slot));
   int key_tile = slot - slots.first(sequence.index);
   int rows = slots.tokens(sequence.index).size() - key_tile * Config::kKeys;
-  if (rows <= 0) return;
+  if (key_tile < 0 || rows <= 0) return;
 
   KeyMajor<Config> tile(params, sequence, head_kv, key_tile, rows);
   ScoreGradient<Config, Pattern> gradient(problem, sequence, shared.column_sums);
@@ -160,24 +159,20 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     gradient.set_head(head);
     Tensor p = score_product<Config>();
     Tensor ds = score_product<Config>();
-    typename Config::ScoreMma score_mma;
-    multiply_shared(score_mma, AlongK{}, AlongK{}, p, shared.q[stage],
-                    typename QuerySmem::Plain{}, shared.k, typename KeySmem::Plain{});
-    multiply_shared(score_mma, AlongK{}, AlongK{}, ds, shared.dout[stage],
-                    typename QuerySmem::Plain{}, shared.v, typename KeySmem::Plain{});
+    multiply_scores<Config>(p, shared.q[stage], shared.k);
+    multiply_scores<Config>(ds, shared.dout[stage], shared.v);
     gradient(p, ds, shared.rows[stage], query_tile, key_tile);
+    typename Config::ScoreMma score_mma;
     round_to_shared(score_mma, p, shared.p, typename ScoreSmem::Plain{});
     round_to_shared(score_mma, ds, shared.ds, typename ScoreSmem::Plain{});
     __syncthreads();  // P, dS and the column sums are complete
 
     if (next_visit == 0) gradient.flush_columns(key_tile);
     typename Config::KeyGradMma key_mma;
-    multiply_shared(key_mma, AcrossK{}, AcrossK{}, dv, shared.p,
-                    typename ScoreSmem::Transposed{}, shared.dout[stage],
-                    typename QuerySmem::Transposed{});
-    multiply_shared(key_mma, AcrossK{}, AcrossK{}, dk, shared.ds,
-                    typename ScoreSmem::Transposed{}, shared.q[stage],
-                    typename QuerySmem::Transposed{});
+    multiply_shared(key_mma, AcrossK{}, AcrossK{}, dv, shared.p, typename ScoreSmem::Transposed{},
+                    shared.dout[stage], typename QuerySmem::Transposed{});
+    multiply_shared(key_mma, AcrossK{}, AcrossK{}, dk, shared.ds, typename ScoreSmem::Transposed{},
+                    shared.q[stage], typename QuerySmem::Transposed{});
     if constexpr (Config::kStages == 1) {
       __syncthreads();  // Q and dO may be replaced
       fetch(stage, next_head, next_visit);

@@ -89,7 +89,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     backward_queries_kernel(const __grid_constant__ BackwardParams params) {
   extern __shared__ uint128_t shared_memory[];
   auto& shared = *reinterpret_cast<QueryMajorShared<Config>*>(shared_memory);
-  using QuerySmem = typename Config::QuerySmem;
   using KeySmem = typename Config::KeySmem;
   using ScoreSmem = typename Config::ScoreSmem;
 
@@ -99,7 +98,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   Sequence sequence(problem, slots.owner(slot));
   int query_tile = slot - slots.first(sequence.index);
   int rows = slots.tokens(sequence.index).size() - query_tile * Config::kQueries;
-  if (rows <= 0) return;
+  if (query_tile < 0 || rows <= 0) return;
 
   QueryMajor<Config> tile(problem, sequence, head, query_tile, rows);
   ScoreGradient<Config, Pattern> gradient(problem, sequence, nullptr);
@@ -125,13 +124,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 
     Tensor p = score_product<Config>();
     Tensor ds = score_product<Config>();
-    typename Config::ScoreMma score_mma;
-    multiply_shared(score_mma, AlongK{}, AlongK{}, p, shared.q, typename QuerySmem::Plain{},
-                    shared.k[stage], typename KeySmem::Plain{});
-    multiply_shared(score_mma, AlongK{}, AlongK{}, ds, shared.dout, typename QuerySmem::Plain{},
-                    shared.v[stage], typename KeySmem::Plain{});
+    multiply_scores<Config>(p, shared.q, shared.k[stage]);
+    multiply_scores<Config>(ds, shared.dout, shared.v[stage]);
     gradient(p, ds, shared.rows, query_tile, walk[step]);
-    round_to_shared(score_mma, ds, shared.ds, typename ScoreSmem::Plain{});
+    round_to_shared(typename Config::ScoreMma{}, ds, shared.ds, typename ScoreSmem::Plain{});
     __syncthreads();  // dS is complete
 
     multiply_shared(typename Config::QueryGradMma{}, AlongK{}, AcrossK{}, dq, shared.ds,

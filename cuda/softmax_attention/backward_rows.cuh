@@ -8,7 +8,7 @@
 // memory: the tile, rounded.
 #pragma once
 
-#include "backward_tile.cuh"
+#include "backward_config.cuh"
 
 namespace tileattn::cuda {
 
@@ -53,13 +53,13 @@ __global__ void __launch_bounds__(Config::kThreads)
   Sequence sequence(problem, slots.owner(slot));
   int first_query = (slot - slots.first(sequence.index)) * Config::kQueries;
   int rows = slots.tokens(sequence.index).size() - first_query;
-  if (rows <= 0) return;
+  if (first_query < 0 || rows <= 0) return;
 
   typename Config::QueryGradMma mma;
   Tensor dq = partition_fragment_C(mma, Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
-  const float* from = params.dq_sum + threadIdx.x +
-                      (std::int64_t{slot} * problem.heads_q + head) * Config::kQueries *
-                          Config::kDim;
+  const float* from =
+      params.dq_sum + threadIdx.x +
+      (std::int64_t{slot} * problem.heads_q + head) * Config::kQueries * Config::kDim;
   CUTE_UNROLL
   for (int n = 0; n < size(dq); ++n) dq(n) = problem.scale * from[n * Config::kThreads];
   round_to_shared(mma, dq, tile, Layout{});

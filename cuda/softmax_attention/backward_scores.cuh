@@ -6,33 +6,43 @@
 //   dS = dB * d(s) / d(scale * q.k), that is dB * (1 - tanh^2) under a softcap
 #pragma once
 
-#include "backward_tile.cuh"
+#include "backward_config.cuh"
+#include "scores.cuh"
 
 namespace tileattn::cuda {
-
-/// 2^x, and 0 for -inf.
-CUTE_DEVICE float exp2_approx(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
-constexpr float kLog2E = 1.4426950408889634f;
 
 /// This thread's part of a tile's score products.
 template <class Config>
 CUTE_DEVICE auto score_product() {
-  Tensor product = partition_fragment_C(
-      typename Config::ScoreMma{}, Shape<Int<Config::kQueries>, Int<Config::kKeys>>{});
+  Tensor product = partition_fragment_C(typename Config::ScoreMma{},
+                                        Shape<Int<Config::kQueries>, Int<Config::kKeys>>{});
   clear(product);
   return product;
+}
+
+/// product += queries keys^T over the head dim, in the blocks of columns that a
+/// swizzled tile keeps together: this bounds the registers that fragments loaded
+/// ahead can take.
+template <class Config, class Product>
+CUTE_DEVICE void multiply_scores(Product& product, const typename Config::Element* queries,
+                                 const typename Config::Element* keys) {
+  constexpr int kBlock = Config::kDim % 64 == 0 ? 64 : 32;
+  CUTE_NO_UNROLL
+  for (int column = 0; column < Config::kDim; column += kBlock)
+    multiply_shared(typename Config::ScoreMma{}, AlongK{}, AlongK{}, product,
+                    queries + column * Config::kQueries,
+                    typename SwizzledSmem<Config::kQueries, kBlock>::Plain{},
+                    keys + column * Config::kKeys,
+                    typename SwizzledSmem<Config::kKeys, kBlock>::Plain{});
 }
 
 /// The tile coordinates of those values.
 template <class Config>
 CUTE_DEVICE auto score_coordinates() {
-  return by_rows(typename Config::ScoreMma{}.get_slice(fresh_thread_index()).partition_C(
-      make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+  return by_rows(
+      typename Config::ScoreMma{}
+          .get_slice(fresh_thread_index())
+          .partition_C(make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
 }
 
 /// What the rows of a query tile need besides the products, in shared memory.
@@ -83,15 +93,13 @@ class ScoreGradient {
         sequence_(sequence),
         pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
         column_sums_(problem.dbias.data ? column_sums : nullptr),
-        modified_(problem.softcap > 0.0f || problem.alibi_slopes || problem.bias.data) {}
+        scores_(problem, sequence.index, sequence.len_q, sequence.len_k) {}
 
   CUTE_DEVICE const Pattern& pattern() const { return pattern_; }
 
   CUTE_DEVICE void set_head(int head) {
     head_ = head;
-    slope_ = 0.0f;
-    if (problem_.alibi_slopes)
-      slope_ = problem_.alibi_slopes[sequence_.index * problem_.alibi_batch_stride + head];
+    scores_.set_head(head);
   }
 
   /// In place: scores becomes P, dp becomes dS.
@@ -100,7 +108,7 @@ class ScoreGradient {
                               int query_tile, int key_tile) {
     RowStats<Config> stats(rows, sequence_.len_q - query_tile * Config::kQueries);
     bool full = pattern_.cover(query_tile, key_tile, Config::kTiling) == Cover::kFull;
-    if (full && !modified_) plain(by_rows(scores), by_rows(dp), stats);
+    if (full && !scores_.modified()) plain(by_rows(scores), by_rows(dp), stats);
     else general(by_rows(scores), by_rows(dp), stats, query_tile, key_tile);
   }
 
@@ -148,7 +156,7 @@ class ScoreGradient {
         int query = query_tile * Config::kQueries + get<0>(coordinates(r, 0));
         float p = 0.0f, gradient = 0.0f, slope = 1.0f;
         if (query < sequence_.len_q && pattern_.visible(query, key)) {
-          float score = modified_score(scores(r, c), query, key, slope);
+          float score = scores_(scores(r, c), query, key, slope);
           p = exp2_approx(fmaf(score, kLog2E, -stats.lse_log2[r]));
           gradient = p * (dp(r, c) - stats.delta[r]);
           if (column_sums_ && problem_.dbias.query_stride != 0)
@@ -161,31 +169,6 @@ class ScoreGradient {
       if (column_sums_ && problem_.dbias.query_stride == 0)
         add_column(get<0>(coordinates(0, 0)), get<1>(coordinates(0, c)), column_sum);
     }
-  }
-
-  /// The score with its modifiers; `slope` becomes its derivative by scale * q.k.
-  CUTE_DEVICE float modified_score(float product, int query, int key, float& slope) const {
-    float score = product * problem_.scale;
-    if (problem_.softcap > 0.0f) {
-      // tanh(x) = 1 - 2 / (exp(2x) + 1)
-      float power = exp2_approx(score / problem_.softcap * (2.0f * kLog2E));
-      float capped = 1.0f - __fdividef(2.0f, power + 1.0f);
-      score = problem_.softcap * capped;
-      slope = 1.0f - capped * capped;
-    }
-    if (problem_.alibi_slopes)
-      score -= slope_ * abs(query + sequence_.len_k - sequence_.len_q - key);
-    if (problem_.bias.data) score += bias_at(query, key);
-    return score;
-  }
-
-  CUTE_DEVICE float bias_at(int query, int key) const {
-    const ConstBiasRef& bias = problem_.bias;
-    std::int64_t at = sequence_.index * bias.batch_stride + head_ * bias.head_stride +
-                      query * bias.query_stride + key;
-    return bias.dtype == DType::kFloat32
-               ? static_cast<const float*>(bias.data)[at]
-               : float(static_cast<const typename Config::Element*>(bias.data)[at]);
   }
 
   CUTE_DEVICE float* dbias_at(int query, int key) const {
@@ -206,9 +189,8 @@ class ScoreGradient {
   const Sequence& sequence_;
   Pattern pattern_;
   float* column_sums_;
-  bool modified_;
+  Scores<typename Config::Element> scores_;
   int head_ = 0;
-  float slope_ = 0.0f;
 };
 
 }  // namespace tileattn::cuda

@@ -7,8 +7,6 @@ looked at only where that costs nothing: on the CPU, and not while torch.compile
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Positions are 32-bit in the kernels, with room for arithmetic on them.
 MAX_TOKENS = 1 << 29
+FLOAT32 = torch.finfo(torch.float32)
 
 Window = tuple[int | None, int | None]
 
@@ -89,20 +88,23 @@ def _check_sizes(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} has {tensor.shape[-3]} tokens; allowed: below {MAX_TOKENS}")
 
 
-def check_window(window: Window | None, sink_tokens: int) -> tuple[int, int]:
-    """Returns (left, right) with -1 for unlimited."""
+def check_window(window: Window | None, sink_tokens: int) -> tuple[int, int, int]:
+    """Returns (left, right, sink_tokens), with -1 for an unlimited side.
+
+    Numbers beyond any length become the largest that the kernels take.
+    """
     if not _is_int(sink_tokens):
         raise TypeError(f"sink_tokens is {describe(sink_tokens)}; it must be an int >= 0")
     if sink_tokens < 0:
         raise ValueError(f"sink_tokens is {sink_tokens}; it must be >= 0")
     if window is None:
-        return -1, -1
+        return -1, -1, min(sink_tokens, MAX_TOKENS)
     if not isinstance(window, (tuple, list)):
         raise TypeError(f"window is {describe(window)}; it must be None or a pair (left, right)")
     if len(window) != 2:
         raise ValueError(f"window has {len(window)} entries; it must be a pair (left, right)")
     left, right = (_check_side(name, n) for name, n in zip(("left", "right"), window, strict=True))
-    return left, right
+    return left, right, min(sink_tokens, MAX_TOKENS)
 
 
 def _check_side(name: str, side: int | None) -> int:
@@ -112,18 +114,20 @@ def _check_side(name: str, side: int | None) -> int:
         raise TypeError(f"window: {name} is {describe(side)}; it must be an int >= 0 or None")
     if side < 0:
         raise ValueError(f"window: {name} is {side}; it must be >= 0, or None for unlimited")
-    return side
+    return min(side, MAX_TOKENS)
 
 
-def check_number(name: str, value: float, allowed: str, ok: Callable[[float], bool]) -> float:
-    """Returns ``value`` as a float if it is a finite number for which ``ok`` holds."""
+def check_number(name: str, value: float, minimum: float = -FLOAT32.max) -> float:
+    """Returns ``value`` as a float if float32, in which the kernels compute, holds it."""
+    allowed = "a number that float32 holds" + (f", >= {minimum:g}" if minimum == 0 else "")
     if isinstance(value, (bool, Tensor)) or not isinstance(
         value, (int, float, torch.SymInt, torch.SymFloat)
     ):
-        raise TypeError(f"{name} is {describe(value)}; it must be a {allowed}")
+        raise TypeError(f"{name} is {describe(value)}; it must be {allowed}")
     number = float(value)
-    if not -math.inf < number < math.inf or not ok(number):  # traceable, unlike isfinite
-        raise ValueError(f"{name} is {value}; it must be a {allowed}")
+    in_range = minimum <= number <= FLOAT32.max  # false for NaN
+    if not in_range or 0 < abs(number) < FLOAT32.tiny:
+        raise ValueError(f"{name} is {value}; it must be {allowed}")
     return number
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 
 from tileattn import _checks, capabilities, reference
 from tileattn.backend import resolve_backend
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _FORWARD = torch.ops.tileattn.attention_forward
 _DTYPE_FEATURE = {
@@ -20,6 +23,36 @@ _DTYPE_FEATURE = {
 }
 
 
+class Options(TypedDict, total=False):
+    """The keywords of :func:`attention` that do not change what it returns."""
+
+    causal: bool
+    window: tuple[int | None, int | None] | None
+    sink_tokens: int
+    scale: float | None
+    softcap: float
+    alibi_slopes: Tensor | None
+    bias: Tensor | None
+    sinks: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    deterministic: bool
+    backend: str | None
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: Unpack[Options]
+) -> tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
     k: Tensor,
@@ -81,10 +114,11 @@ def attention(
     sinks: gpt-oss (2025); sink tokens: Xiao et al., StreamingLLM (2024).
     """
     q, k, v, bias = _autocast(q, k, v, bias)
-    left, right = _checks.check_window(window, sink_tokens)
+    left, right, sink_tokens = _checks.check_window(window, sink_tokens)
     scale, softcap = _numbers(q, scale, softcap)
-    for name, flag in (("causal", causal), ("deterministic", deterministic)):
-        _checks.check_flag(name, flag)
+    _checks.check_flag("causal", causal)
+    _checks.check_flag("deterministic", deterministic)
+    _checks.check_flag("return_lse", return_lse)
     _check_tensors(q, k, v, bias, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
 
     chosen = resolve_backend(backend, q.device)
@@ -152,7 +186,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """q, k, v in autocast's dtype, as matrix products do; a float32 bias stays exact."""
     kind = q.device.type if isinstance(q, Tensor) else "meta"
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # torch refuses to say for meta
         return q, k, v, bias
     target = torch.get_autocast_dtype(kind)
 
@@ -166,9 +200,9 @@ def _autocast(
 
 
 def _numbers(q: Tensor, scale: float | None, softcap: float) -> tuple[float, float]:
-    softcap = _checks.check_number("softcap", softcap, "finite number >= 0", lambda x: x >= 0)
+    softcap = _checks.check_number("softcap", softcap, minimum=0.0)
     if scale is not None:
-        return _checks.check_number("scale", scale, "finite number", lambda x: True), softcap
+        return _checks.check_number("scale", scale), softcap
     has_dim = isinstance(q, Tensor) and q.dim() > 0 and q.shape[-1] > 0
     return (q.shape[-1] ** -0.5 if has_dim else 1.0), softcap
 

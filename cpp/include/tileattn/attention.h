@@ -38,11 +38,11 @@ struct AttentionProblem {
 
   PatternSpec pattern;
   float scale = 1.0f;
-  float softcap = 0.0f;                  // 0: none
-  const float* alibi_slopes = nullptr;   // [batch or 1, heads_q]
+  float softcap = 0.0f;                 // 0: none
+  const float* alibi_slopes = nullptr;  // [batch or 1, heads_q]
   std::int64_t alibi_batch_stride = 0;
-  ConstBiasRef bias;                     // not with packed sequences
-  const float* sinks = nullptr;          // [heads_q]
+  ConstBiasRef bias;             // not with packed sequences
+  const float* sinks = nullptr;  // [heads_q]
 };
 
 struct AttentionForward : AttentionProblem {
@@ -52,10 +52,10 @@ struct AttentionForward : AttentionProblem {
 
 struct AttentionBackward : AttentionProblem {
   ConstTensorRef out;
-  ConstTensorRef dout;         // strides may be 0
-  const float* lse = nullptr;  // as the forward wrote it
-  const float* dlse = nullptr; // [batch, len_q, heads_q], contiguous, or null
-  TensorRef dq, dk, dv;        // as q, k, v; every element in range is written
+  ConstTensorRef dout;          // strides may be 0
+  const float* lse = nullptr;   // as the forward wrote it
+  const float* dlse = nullptr;  // [batch, len_q, heads_q], contiguous, or null
+  TensorRef dq, dk, dv;         // as q, k, v; every element in range is written
   // fp32, zeroed by the caller, added to. Its strides may be 0 where the bias is
   // broadcast; heads and batch entries then add up in no fixed order.
   BiasRef dbias;
@@ -78,8 +78,7 @@ TILEATTN_API std::size_t attention_forward_workspace(const AttentionForward& pro
 TILEATTN_API std::size_t attention_backward_workspace(const AttentionBackward& problem);
 /// Enqueue on `stream` (a cudaStream_t); throw std::runtime_error if a launch fails and
 /// std::invalid_argument if no kernel for the problem was built.
-TILEATTN_API void attention_forward(const AttentionForward& problem, void* workspace,
-                                    void* stream);
+TILEATTN_API void attention_forward(const AttentionForward& problem, void* workspace, void* stream);
 TILEATTN_API void attention_backward(const AttentionBackward& problem, void* workspace,
                                      void* stream);
 }  // namespace cuda

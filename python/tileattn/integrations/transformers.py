@@ -16,6 +16,7 @@ per forward pass, and hands it to each layer. Ours is, from the cheapest to the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,6 +48,15 @@ class TileMask(NamedTuple):
     padding: Tensor | None
     window: int | None
 
+    # With a static cache, generate() makes the masks before the model is called, as it would
+    # tensors, and the model hands them to make_mask() once more.
+    @property
+    def ndim(self) -> int:
+        return 4
+
+    def contiguous(self) -> TileMask:
+        return self
+
 
 def register() -> None:
     """Makes ``attn_implementation="tileattn"`` known to transformers; importing does it too."""
@@ -61,7 +71,7 @@ def make_mask(
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | TileMask | None = None,
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -73,10 +83,12 @@ def make_mask(
         q_offset: position of the first query; a tensor (unknown here) with a static cache.
         kv_offset: position of the first key.
         mask_function: (batch, head, query, key) -> bool, True where visible.
-        attention_mask: bool [B, positions], False where padded.
+        attention_mask: bool [B, positions], False where padded; a TileMask is returned as it is.
         allow_is_causal_skip, allow_is_bidirectional_skip: whether the caller can do without a
             tensor that holds the whole mask.
     """
+    if isinstance(attention_mask, TileMask):
+        return attention_mask
     padding = _padding(attention_mask, kv_length, kv_offset)
     if mask_function is masking_utils.bidirectional_mask_function and allow_is_bidirectional_skip:
         return None if padding is None else padding[:, None, None, :]
@@ -220,11 +232,11 @@ def _causal_window(mask_function: Callable[..., Any]) -> tuple[bool, int | None]
         return True, None
     if torch.compiler.is_compiling() or getattr(mask_function, "__code__", None) is not _AND_CODE:
         return False, None
-    parts = mask_function.__closure__[0].cell_contents  # type: ignore[attr-defined]
+    parts = inspect.getclosurevars(mask_function).nonlocals["mask_functions"]
     is_window = len(parts) == 2 and getattr(parts[0], "__code__", None) is _WINDOW_CODE
     if not is_window or parts[1] is not causal:
         return False, None
-    return True, parts[0].__closure__[0].cell_contents
+    return True, inspect.getclosurevars(parts[0]).nonlocals["sliding_window"]
 
 
 def _kernel_layout(tensor: Tensor) -> Tensor:

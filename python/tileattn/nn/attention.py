@@ -107,7 +107,6 @@ class Attention(nn.Module):
             sinks=self.sinks,
             backend=backend,
         )
-        assert isinstance(out, Tensor)
         result: Tensor = self.out_proj(out.flatten(-2))
         return result
 

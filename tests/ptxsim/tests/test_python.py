@@ -12,7 +12,12 @@ x = np.arange(1000, dtype=np.float32)
 y = np.zeros_like(x)
 for a in (x, y):
     simulator.ptxsim_register_range(ctypes.c_void_p(a.ctypes.data), ctypes.c_size_t(a.nbytes))
-pointer = lambda a: ctypes.c_void_p(a.ctypes.data)
+
+
+def pointer(a: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(a.ctypes.data)
+
+
 assert library.scale(pointer(x), pointer(y), ctypes.c_float(3), 1000) == 0
 assert np.array_equal(y, 3 * x)
 assert library.scale(pointer(x), pointer(y), ctypes.c_float(3), 1100) != 0, (

@@ -47,9 +47,9 @@ struct SlidingWindow {
     Range keys = tokens_of(key_tile, tiling.keys, len_k);
     int shift = len_k - len_q;
     if (keys.begin < sink_tokens)  // all queries from the first that a sink reaches
-      return {tiles_of(imax(0, keys.begin - shift - imax(sink_reach, right)), len_q,
-                       tiling.queries),
-              {0, 0}};
+      return {
+          tiles_of(imax(0, keys.begin - shift - imax(sink_reach, right)), len_q, tiling.queries),
+          {0, 0}};
     int begin = imax(0, keys.begin - shift - right);
     int end = imin(len_q, keys.end - shift + left);
     return {tiles_of(begin, end, tiling.queries), {0, 0}};

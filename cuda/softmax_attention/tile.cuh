@@ -1,16 +1,33 @@
-// What the backward kernels do with one tile: find it, load it, multiply it
-// from shared memory, store it.
+// What the kernels do with one tile: find it, lay it out in shared memory, load
+// it, multiply it, store it.
 #pragma once
 
 #include <cutlass/numeric_conversion.h>
+#include <cute/tensor.hpp>
+#include <type_traits>
 
-#include "backward_config.cuh"
+#include "tileattn/attention.h"
 
 namespace tileattn::cuda {
 
-struct BackwardParams {
-  AttentionBackward problem;
-  float* dq_sum;  // see backward_rows.cuh; null: the key-major kernel leaves dQ out
+using namespace cute;
+
+/// mma.sync m16n8k16 with fp32 sums.
+template <class Element>
+using MmaAtom80 =
+    MMA_Atom<std::conditional_t<std::is_same_v<Element, half_t>, SM80_16x8x16_F32F16F16F32_TN,
+                                SM80_16x8x16_F32BF16BF16F32_TN>>;
+
+/// Row-major [Rows, Columns], swizzled so that ldmatrix meets no bank conflict.
+template <int Rows, int Columns>
+struct SwizzledSmem {
+  using Atom = std::conditional_t<
+      Columns % 64 == 0,
+      decltype(composition(Swizzle<3, 3, 3>{}, Layout<Shape<_8, _64>, Stride<_64, _1>>{})),
+      decltype(composition(Swizzle<2, 3, 3>{}, Layout<Shape<_8, _32>, Stride<_32, _1>>{}))>;
+  using Plain = decltype(tile_to_shape(Atom{}, Shape<Int<Rows>, Int<Columns>>{}));
+  using Transposed = decltype(composition(
+      Plain{}, Layout<Shape<Int<Columns>, Int<Rows>>, Stride<Int<Rows>, _1>>{}));
 };
 
 /// The tiles of all sequences on one side, numbered without reading their
@@ -105,8 +122,8 @@ CUTE_DEVICE void for_each_chunk(Layout layout, Visit&& visit) {
 /// Starts copying a [rows, dims] tile; what lies outside of it is set to zero.
 template <class Config, class Layout>
 CUTE_DEVICE void load_rows(typename Config::Element* to, Layout layout,
-                           const typename Config::Element* from, std::int64_t row_stride,
-                           int rows, int dims) {
+                           const typename Config::Element* from, std::int64_t row_stride, int rows,
+                           int dims) {
   for_each_chunk<Config>(layout, [&](int row, int column) {
     bool inside = row < rows && column < dims;
     auto* source = inside ? from + row * row_stride + column : from;
@@ -155,15 +172,22 @@ CUTE_DEVICE void multiply_shared(Mma mma, CopyA, CopyB, Sum& sum, const Element*
   }
 }
 
+/// Rounds a product to the element type of `rounded`, of the same layout.
+template <class Product, class Rounded>
+CUTE_DEVICE void round_pairs(const Product& product, Rounded& rounded) {
+  using Element = typename Rounded::value_type;
+  auto* from = reinterpret_cast<const cutlass::Array<float, 2>*>(product.data());
+  auto* to = reinterpret_cast<cutlass::Array<Element, 2>*>(rounded.data());
+  CUTE_UNROLL
+  for (int n = 0; n < size(rounded) / 2; ++n)
+    to[n] = cutlass::NumericArrayConverter<Element, float, 2>{}(from[n]);
+}
+
 /// Rounds a product to Element and puts it into a shared-memory tile.
 template <class Element, class Mma, class Sum, class Layout>
 CUTE_DEVICE void round_to_shared(Mma mma, const Sum& sum, Element* to, Layout layout) {
   Tensor rounded = make_tensor_like<Element>(sum);
-  auto* pairs_from = reinterpret_cast<const cutlass::Array<float, 2>*>(sum.data());
-  auto* pairs_to = reinterpret_cast<cutlass::Array<Element, 2>*>(rounded.data());
-  CUTE_UNROLL
-  for (int n = 0; n < size(rounded) / 2; ++n)
-    pairs_to[n] = cutlass::NumericArrayConverter<Element, float, 2>{}(pairs_from[n]);
+  round_pairs(sum, rounded);
   auto copy_c = make_tiled_copy_C(Copy_Atom<UniversalCopy<uint32_t>, Element>{}, mma);
   Tensor tile = make_tensor(make_smem_ptr(to), layout);
   auto thread_copy = copy_c.get_slice(fresh_thread_index());
@@ -174,9 +198,8 @@ CUTE_DEVICE void round_to_shared(Mma mma, const Sum& sum, Element* to, Layout la
 template <class Product>
 CUTE_DEVICE auto by_rows(Product&& product) {
   auto layout = product.layout();
-  return make_tensor(product.data(),
-                     make_layout(make_layout(get<0, 1>(layout), get<1>(layout)),
-                                 make_layout(get<0, 0>(layout), get<2>(layout))));
+  return make_tensor(product.data(), make_layout(make_layout(get<0, 1>(layout), get<1>(layout)),
+                                                 make_layout(get<0, 0>(layout), get<2>(layout))));
 }
 
 }  // namespace tileattn::cuda

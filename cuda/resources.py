@@ -1,0 +1,93 @@
+"""What ``ptxas -v`` said of every kernel, read from the logs that cuda/CMakeLists.txt keeps.
+
+python cuda/resources.py [--json] [build folder, default build/Release]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass
+class Kernel:
+    """One kernel on one architecture; sizes in bytes. ``shared`` is what is static."""
+
+    kernel: str
+    arch: str
+    registers: int = 0
+    spill_stores: int = 0
+    spill_loads: int = 0
+    stack: int = 0
+    shared: int = 0
+
+
+def parse(log: str) -> Iterator[Kernel]:
+    """The kernels of one log, with mangled names."""
+    kernel, in_entry = None, False
+    for line in log.splitlines():
+        if entry := _ENTRY.search(line):
+            kernel = Kernel(*entry.groups())
+        elif "Function properties for" in line:
+            # ptxas lists called functions, too; their stack is not the kernel's own line.
+            in_entry = kernel is not None and line.split()[-1] == kernel.kernel
+        elif kernel and in_entry and (stack := _STACK.search(line)):
+            kernel.stack, kernel.spill_stores, kernel.spill_loads = map(int, stack.groups())
+        elif kernel and (used := _USED.search(line)):
+            kernel.registers = int(used[1])
+            shared = _SHARED.search(line)
+            kernel.shared = int(shared[1]) if shared else 0
+            yield kernel
+            kernel = None
+
+
+def demangle(names: list[str]) -> list[str]:
+    """The names as C++ writes them where a demangler is installed, else as they are."""
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None or not names:
+        return names
+    done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True)
+    return done.stdout.splitlines() if done.returncode == 0 else names
+
+
+def read(folder: Path) -> list[Kernel]:
+    """The kernels of all logs in ``folder``/cuda; empty if there are none."""
+    kernels = [k for log in sorted(folder.glob("cuda/*.log")) for k in parse(log.read_text())]
+    for kernel, name in zip(kernels, demangle([k.kernel for k in kernels]), strict=True):
+        kernel.kernel = name
+    return kernels
+
+
+def main() -> int:
+    """Prints the table, or JSON; 1 if no log tells of a kernel."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/Release"))
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    kernels = read(arguments.folder)
+    if not kernels:
+        print(f"no log of ptxas tells of a kernel in {arguments.folder}/cuda", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps([asdict(kernel) for kernel in kernels], indent=1))
+        return 0
+    for k in kernels:
+        spill = f"{k.spill_stores}/{k.spill_loads}"
+        print(f"{k.arch:8}{k.registers:4} registers {spill:>8} spilled  {k.kernel}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

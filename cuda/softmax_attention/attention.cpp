@@ -1,0 +1,69 @@
+// Entry points: from a problem to the kernels that were built for it.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "kernel_table.h"
+
+namespace tileattn::cuda {
+namespace {
+
+int shared_bytes_per_block() {
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
+          cudaSuccess)
+    throw std::runtime_error("tileattn: no CUDA device");
+  return bytes;
+}
+
+void check(const AttentionProblem& p) {
+  auto valid_dim = [](int dim) { return dim > 0 && dim % 8 == 0; };
+  if (!valid_dim(p.dim) || !valid_dim(p.dim_v))
+    throw std::invalid_argument("tileattn: head dims must be multiples of 8");
+  if (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0)
+    throw std::invalid_argument("tileattn: heads_kv must divide heads_q");
+  if ((p.cu_seqlens_q == nullptr) != (p.cu_seqlens_k == nullptr))
+    throw std::invalid_argument("tileattn: cu_seqlens_q and cu_seqlens_k go together");
+}
+
+/// The smallest bucket that holds both head dims, with the largest budget the device grants.
+template <class Problem>
+const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
+  check(p);
+  const int dim = std::max(p.dim, p.dim_v), limit = shared_bytes_per_block();
+  const KernelRow<Problem>* best = nullptr;
+  for (auto* row = rows.begin; row != rows.end; ++row) {
+    if (row->dtype != p.dtype || row->dim < dim) continue;
+    if (static_cast<int>(row->budget) * 1024 > limit) continue;
+    bool better =
+        !best || row->dim < best->dim || (row->dim == best->dim && row->budget > best->budget);
+    if (better) best = row;
+  }
+  if (!best)
+    throw std::invalid_argument("tileattn: no CUDA kernel was built for head dim " +
+                                std::to_string(dim) + " and this dtype and device");
+  return best->kernels;
+}
+
+}  // namespace
+
+std::size_t attention_forward_workspace(const AttentionForward& problem) {
+  return find(forward_rows(), problem).workspace(problem);
+}
+
+std::size_t attention_backward_workspace(const AttentionBackward& problem) {
+  return find(backward_rows(), problem).workspace(problem);
+}
+
+void attention_forward(const AttentionForward& problem, void* workspace, void* stream) {
+  find(forward_rows(), problem).run(problem, workspace, stream);
+}
+
+void attention_backward(const AttentionBackward& problem, void* workspace, void* stream) {
+  find(backward_rows(), problem).run(problem, workspace, stream);
+}
+
+}  // namespace tileattn::cuda

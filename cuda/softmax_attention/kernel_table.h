@@ -1,0 +1,39 @@
+// The instantiated kernels, as the entry points (attention.cpp) find them. The
+// table itself is generated from kernels.cmake.
+#pragma once
+
+#include <cstddef>
+
+#include "tileattn/attention.h"
+
+namespace tileattn::cuda {
+
+/// Shared memory that a block may ask for: 99 KiB on sm_86 and sm_89, 163 KiB
+/// or more on sm_80 and sm_90.
+enum class SharedBudget : int { k99KiB = 99, k163KiB = 163 };
+
+/// The kernels of one op for one dtype, head-dim bucket and shared-memory budget.
+template <class Problem>
+struct Kernels {
+  std::size_t (*workspace)(const Problem&);
+  void (*run)(const Problem&, void* workspace, void* stream);
+};
+
+template <class Problem>
+struct KernelRow {
+  DType dtype;
+  int dim;  // head dims up to this one, padded
+  SharedBudget budget;
+  Kernels<Problem> kernels;
+};
+
+template <class Problem>
+struct KernelRows {
+  const KernelRow<Problem>* begin;
+  const KernelRow<Problem>* end;
+};
+
+KernelRows<AttentionForward> forward_rows();
+KernelRows<AttentionBackward> backward_rows();
+
+}  // namespace tileattn::cuda

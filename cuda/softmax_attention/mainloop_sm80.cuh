@@ -1,0 +1,179 @@
+// The forward main loop for sm_80-class hardware: cp.async, ldmatrix, mma.sync.
+//
+// What is this architecture's own is here (loading, matrix instructions,
+// synchronisation); pattern, scores, normaliser and epilogue are shared parts.
+#pragma once
+
+#include "forward_config.cuh"
+#include "scores.cuh"
+#include "softmax.cuh"
+#include "tile.cuh"
+
+namespace tileattn::cuda {
+
+template <class Config>
+struct alignas(128) ForwardShared {
+  using Element = typename Config::Element;
+  Element q[Config::kQueries * Config::kDim];
+  Element k[Config::kStages][Config::kKeys * Config::kDim];
+  Element v[Config::kStages][Config::kKeys * Config::kDim];
+};
+
+/// A product's accumulators, rounded, in the order of an A operand: the weights
+/// of Q K^T become the left side of P V without leaving the registers.
+template <class Element, class Product>
+CUTE_DEVICE auto as_operand_a(const Product& product) {
+  Tensor rounded = make_tensor_like<Element>(product);
+  round_pairs(product, rounded);
+  constexpr int kRowTiles = decltype(size<1>(product))::value;
+  constexpr int kColumnTiles = decltype(size<2>(product))::value;
+  // Two 8-column accumulator tiles make up the 16 columns of one operand tile.
+  auto layout = Layout<Shape<Shape<_4, _2>, Int<kRowTiles>, Int<kColumnTiles / 2>>,
+                       Stride<Stride<_1, Int<4 * kRowTiles>>, _4, Int<8 * kRowTiles>>>{};
+  Tensor operand = make_tensor<Element>(Shape<_8, Int<kRowTiles>, Int<kColumnTiles / 2>>{});
+  Tensor view = make_tensor(rounded.data(), layout);
+  CUTE_UNROLL
+  for (int n = 0; n < size(operand); ++n) operand(n) = view(n);
+  return operand;
+}
+
+/// sum += A B^T with A in registers and B [N, K] in shared memory.
+template <class Element, class Mma, class CopyB, class Sum, class OperandA, class LayoutB>
+CUTE_DEVICE void multiply_registers(Mma mma, CopyB, Sum& sum, const OperandA& a, const Element* b,
+                                    LayoutB layout_b) {
+  Tensor tile_b = make_tensor(make_smem_ptr(b), layout_b);
+  auto copy_b = make_tiled_copy_B(Copy_Atom<CopyB, Element>{}, mma);
+  auto thread_b = copy_b.get_slice(threadIdx.x);
+  Tensor from_b = thread_b.partition_S(tile_b);
+  Tensor part_b = make_tensor<Element>(partition_shape_B(mma, shape(layout_b)));
+  Tensor to_b = thread_b.retile_D(part_b);
+  CUTE_UNROLL
+  for (int k = 0; k < size<2>(part_b); ++k) {
+    copy(copy_b, from_b(_, _, k), to_b(_, _, k));
+    gemm(mma, a(_, _, k), part_b(_, _, k), sum);
+  }
+}
+
+template <class Config, class Pattern>
+class MainloopSm80 {
+ public:
+  using Element = typename Config::Element;
+  using Mma = typename Config::Mma;
+  using QuerySmem = typename Config::QuerySmem;
+  using KeySmem = typename Config::KeySmem;
+  using Shared = ForwardShared<Config>;
+
+  CUTE_DEVICE MainloopSm80(const AttentionForward& problem, const Sequence& sequence, int head,
+                           int query_tile)
+      : problem_(problem),
+        sequence_(sequence),
+        pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
+        scores_(problem, sequence.index, sequence.len_q, sequence.len_k),
+        head_(head),
+        query_tile_(query_tile),
+        // Hidden products become -inf, which only a positive factor leaves as they are.
+        plain_(!scores_.modified() && problem.scale > 0.0f) {
+    scores_.set_head(head);
+  }
+
+  CUTE_DEVICE auto walk() const { return pattern_.keys_of(query_tile_, Config::kTiling); }
+
+  /// Visits the key tiles walk[begin, end).
+  template <class Walk, class Out, class Softmax>
+  CUTE_DEVICE void run(Shared& shared, const Walk& walk, int begin, int end, Out& out,
+                       Softmax& softmax) const {
+    // Groups in flight, oldest first: K V K V ... K; each iteration adds a V and a K.
+    constexpr int kInFlight = 2 * Config::kStages - 2;
+    auto fetch_k = [&](int n) {
+      if (n < end)
+        fetch(shared.k[(n - begin) % Config::kStages], problem_.k, walk[n], problem_.dim);
+      cp_async_fence();
+    };
+    auto fetch_v = [&](int n) {
+      if (n < end)
+        fetch(shared.v[(n - begin) % Config::kStages], problem_.v, walk[n], problem_.dim_v);
+      cp_async_fence();
+    };
+    fetch_q(shared);
+    fetch_k(begin);
+    CUTE_UNROLL
+    for (int ahead = 1; ahead < Config::kStages; ++ahead) {
+      fetch_v(begin + ahead - 1);
+      fetch_k(begin + ahead);
+    }
+
+    CUTE_NO_UNROLL
+    for (int n = begin; n < end; ++n) {
+      int stage = (n - begin) % Config::kStages;
+      cp_async_wait<kInFlight>();
+      __syncthreads();  // this K is here; the V of the last iteration is used up
+      fetch_v(n + Config::kStages - 1);
+
+      Tensor weights =
+          partition_fragment_C(Mma{}, Shape<Int<Config::kQueries>, Int<Config::kKeys>>{});
+      clear(weights);
+      multiply_shared(Mma{}, AlongK{}, AlongK{}, weights, shared.q, typename QuerySmem::Plain{},
+                      shared.k[stage], typename KeySmem::Plain{});
+      float factor = modify(by_rows(weights), walk[n]);
+      softmax.absorb(by_rows(weights), by_rows(out), factor);
+
+      cp_async_wait<kInFlight>();
+      __syncthreads();  // this V is here; this K is used up
+      fetch_k(n + Config::kStages);
+      multiply_registers(Mma{}, AcrossK{}, out, as_operand_a<Element>(weights), shared.v[stage],
+                         typename KeySmem::Transposed{});
+    }
+    cp_async_wait<0>();
+    __syncthreads();  // shared memory is free
+  }
+
+ private:
+  CUTE_DEVICE void fetch_q(Shared& shared) const {
+    int first = query_tile_ * Config::kQueries;
+    load_rows<Config>(shared.q, typename QuerySmem::Plain{},
+                      row_pointer<const Element>(problem_.q, sequence_.entry,
+                                                 std::int64_t{sequence_.first_q} + first, head_),
+                      problem_.q.token_stride, sequence_.len_q - first, problem_.dim);
+  }
+
+  CUTE_DEVICE void fetch(Element* to, const ConstTensorRef& from, int key_tile, int dims) const {
+    int first = key_tile * Config::kKeys, head = head_ / (problem_.heads_q / problem_.heads_kv);
+    load_rows<Config>(to, typename KeySmem::Plain{},
+                      row_pointer<const Element>(from, sequence_.entry,
+                                                 std::int64_t{sequence_.first_k} + first, head),
+                      from.token_stride, sequence_.len_k - first, dims);
+  }
+
+  /// Products become scores, -inf where hidden; returns what makes them base-2 logits.
+  template <class Matrix>
+  CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
+    bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
+    if (full && plain_) return problem_.scale * kLog2E;
+    Tensor coordinates = by_rows(
+        Mma{}
+            .get_slice(fresh_thread_index())
+            .partition_C(make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+    CUTE_UNROLL
+    for (int r = 0; r < size<0>(products); ++r) {
+      int query = query_tile_ * Config::kQueries + get<0>(coordinates(r, 0));
+      CUTE_UNROLL
+      for (int c = 0; c < size<1>(products); ++c) {
+        int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+        float derivative;  // the backward's matter
+        if (query >= sequence_.len_q || !pattern_.visible(query, key)) products(r, c) = -INFINITY;
+        else if (!plain_) products(r, c) = scores_(products(r, c), query, key, derivative);
+      }
+    }
+    return plain_ ? problem_.scale * kLog2E : kLog2E;
+  }
+
+  const AttentionForward& problem_;
+  const Sequence& sequence_;
+  Pattern pattern_;
+  Scores<Element> scores_;
+  int head_;
+  int query_tile_;
+  bool plain_;
+};
+
+}  // namespace tileattn::cuda

@@ -1,0 +1,74 @@
+// Scores: from the product q . k to the score that the normaliser sees, in the
+// order of tileattn/attention.h. Visibility is the pattern's matter.
+#pragma once
+
+#include <cmath>
+
+#include "tileattn/attention.h"
+
+namespace tileattn::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+/// 2^x, and 0 for -inf.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// The modifiers of one sequence, head by head.
+template <class Element>
+class Scores {
+ public:
+  __device__ __forceinline__ Scores(const AttentionProblem& problem, int sequence, int len_q,
+                                    int len_k)
+      : problem_(problem),
+        modified_(problem.softcap > 0.0f || problem.alibi_slopes || problem.bias.data),
+        sequence_(sequence),
+        shift_(len_k - len_q) {}
+
+  __device__ __forceinline__ void set_head(int head) {
+    head_ = head;
+    if (problem_.alibi_slopes)
+      slope_ = problem_.alibi_slopes[sequence_ * problem_.alibi_batch_stride + head];
+  }
+
+  /// Whether the score is more than scale * q.k.
+  __device__ __forceinline__ bool modified() const { return modified_; }
+
+  /// The modified score of a product q.k; `derivative` becomes that by scale * q.k.
+  __device__ __forceinline__ float operator()(float product, int query, int key,
+                                              float& derivative) const {
+    float score = product * problem_.scale;
+    if (problem_.softcap > 0.0f) {
+      // tanh(x) = 1 - 2 / (exp(2x) + 1)
+      float power = exp2_approx(score / problem_.softcap * (2.0f * kLog2E));
+      float capped = 1.0f - __fdividef(2.0f, power + 1.0f);
+      score = problem_.softcap * capped;
+      derivative = 1.0f - capped * capped;
+    }
+    if (problem_.alibi_slopes) score -= slope_ * abs(query + shift_ - key);
+    if (problem_.bias.data) score += bias_at(query, key);
+    return score;
+  }
+
+ private:
+  __device__ __forceinline__ float bias_at(int query, int key) const {
+    const ConstBiasRef& bias = problem_.bias;
+    std::int64_t at =
+        sequence_ * bias.batch_stride + head_ * bias.head_stride + query * bias.query_stride + key;
+    return bias.dtype == DType::kFloat32 ? static_cast<const float*>(bias.data)[at]
+                                         : float(static_cast<const Element*>(bias.data)[at]);
+  }
+
+  const AttentionProblem& problem_;
+  bool modified_;
+  int sequence_;
+  int shift_;
+  int head_ = 0;
+  float slope_ = 0.0f;
+};
+
+}  // namespace tileattn::cuda

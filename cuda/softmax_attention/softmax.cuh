@@ -1,0 +1,69 @@
+// Normaliser: rows of base-2 scores become weights, tile by tile (online softmax).
+#pragma once
+
+#include "scores.cuh"
+#include "tile.cuh"
+
+namespace tileattn::cuda {
+
+/// The running maximum and sum of this thread's rows; four neighbouring lanes
+/// share a row and hold each a part of the sum.
+template <int kRows>
+class OnlineSoftmax {
+ public:
+  /// A sink is a logit that joins the sum of every row; -inf: none.
+  CUTE_DEVICE explicit OnlineSoftmax(float sink) {
+    bool counts_sink = sink != -INFINITY && threadIdx.x % 4 == 0;
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) max_[r] = sink * kLog2E, sum_[r] = counts_sink ? 1.0f : 0.0f;
+  }
+
+  /// Turns scores (times `factor` > 0, they are base-2 logits) into weights relative
+  /// to the maximum so far, and rescales what the earlier weights added up to.
+  template <class Scores, class Sum>
+  CUTE_DEVICE void absorb(Scores&& scores, Sum&& out, float factor) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      float top = scores(r, 0);
+      CUTE_UNROLL
+      for (int c = 1; c < size<1>(scores); ++c) top = fmaxf(top, scores(r, c));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
+      float new_max = fmaxf(max_[r], top * factor);
+      float base = new_max == -INFINITY ? 0.0f : new_max;  // nothing visible yet
+      float rescale = exp2_approx(max_[r] - base);
+      max_[r] = new_max;
+      float sum = sum_[r] * rescale;
+      CUTE_UNROLL
+      for (int c = 0; c < size<1>(scores); ++c) {
+        scores(r, c) = exp2_approx(fmaf(scores(r, c), factor, -base));
+        sum += scores(r, c);
+      }
+      sum_[r] = sum;
+      CUTE_UNROLL
+      for (int c = 0; c < size<1>(out); ++c) out(r, c) *= rescale;
+    }
+  }
+
+  /// Joins the parts of the rows' sums.
+  CUTE_DEVICE void finish() {
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      sum_[r] += __shfl_xor_sync(0xffffffff, sum_[r], 1);
+      sum_[r] += __shfl_xor_sync(0xffffffff, sum_[r], 2);
+    }
+  }
+
+  /// 1 / sum, or 0 for a row that saw no key.
+  CUTE_DEVICE float inverse_sum(int r) const { return sum_[r] == 0.0f ? 0.0f : 1.0f / sum_[r]; }
+  /// Natural log of the row's sum; -inf for a row that saw no key.
+  CUTE_DEVICE float lse(int r) const {
+    return sum_[r] == 0.0f ? -INFINITY : fmaf(max_[r], kLn2, logf(sum_[r]));
+  }
+
+ private:
+  float max_[kRows];
+  float sum_[kRows];
+};
+
+}  // namespace tileattn::cuda
