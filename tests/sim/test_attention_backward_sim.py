@@ -106,7 +106,17 @@ def test_bias_gradient(bias: str, deterministic: bool) -> None:
 @DETERMINISTIC
 @pytest.mark.parametrize(
     ("dim", "dim_v"),
-    [(8, 8), (32, 32), (40, 64), (96, 72), (128, 128), (104, 128), (192, 136), (256, 256), (8, 256)],
+    [
+        (8, 8),
+        (32, 32),
+        (40, 64),
+        (96, 72),
+        (128, 128),
+        (104, 128),
+        (192, 136),
+        (256, 256),
+        (8, 256),
+    ],
 )
 def test_head_dims(dim: int, dim_v: int, deterministic: bool) -> None:
     """One bucket after the other; the channels up to it are padding."""

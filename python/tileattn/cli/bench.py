@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.table import Table
 
 from tileattn.cli import console, machine, timing
 from tileattn.cli.show import import_pyplot
@@ -92,12 +93,12 @@ def _measure(
     return rows
 
 
-def _table(rows: list[dict[str, Any]], device: str) -> console.Table:
+def _table(rows: list[dict[str, Any]], device: str) -> Table:
     conditions = machine.conditions(device)
     numeric = ("median ms", "min ms", "GFLOP/s", "ratio", "rounds")
-    where = f"{conditions['hardware']}, {conditions['threads']} threads"
+    threads = f", {conditions['threads']} threads" if device == "cpu" else ""
     made = console.table(
-        f"Attention on {where if device == 'cpu' else conditions['hardware']}, torch {torch.__version__}",
+        f"Attention on {conditions['hardware']}{threads}, torch {torch.__version__}",
         *("workload", "kernel", *numeric),
         right=numeric,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
+from rich.table import Table
 
 import tileattn
 from tileattn import capabilities
@@ -48,7 +49,7 @@ def _cuda_device() -> str:
     return f"{torch.cuda.get_device_name()}, sm_{major}{minor}"
 
 
-def _capability_table() -> console.Table:
+def _capability_table() -> Table:
     backends = (*capabilities.KERNEL_BACKENDS, "reference")
     cells = {(cell.feature, cell.backend): cell for cell in capabilities.table()}
     reasons = list(dict.fromkeys(cell.reason for cell in cells.values() if cell.reason))

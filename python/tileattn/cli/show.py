@@ -45,7 +45,8 @@ def show(
         console.fail("there are no tiles to draw: a length is 0", 2)
     names = {"full": native.FULL, "partial": native.PARTIAL, "empty": native.EMPTY}
     counts = {name: int((covers == value).sum()) for name, value in names.items()}
-    title = f"{native.pattern_name(**options)}, {queries} x {length} tokens, tiles {tile[0]} x {tile[1]}"
+    sizes = f"{queries} x {length} tokens, tiles {tile[0]} x {tile[1]}"
+    title = f"{native.pattern_name(**options)}, {sizes}"
     _draw(covers, counts, title, output)
     summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     computed = 1 - counts["empty"] / covers.size

@@ -122,7 +122,8 @@ def _measure(case: Case, dtype: torch.dtype, device: str) -> Iterator[tuple[str,
     exact = _results(reference.attention, tensors, case.options, torch.float64)
     own = _results(reference.attention, tensors, case.options | {"compute_dtype": dtype})
     # The kernels' lse is float32 whatever the dtype, and so is its peer's.
-    _, own["lse"] = reference.attention(**tensors, **case.options, return_lse=True)
+    arguments: dict[str, Any] = tensors | case.options
+    _, own["lse"] = reference.attention(**arguments, return_lse=True)
     for name, expected in exact.items():
         ratio = GRADIENT_RATIO if name.startswith("d") else OUT_RATIO
         yield name, accuracy(actual[name], expected, own[name], ratio)

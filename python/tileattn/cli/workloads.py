@@ -84,7 +84,7 @@ class Workload:
         return lambda: torch.autograd.grad(forward(*inputs), inputs, gradient)
 
     def _tileattn(self) -> Callable[..., Tensor]:
-        return lambda q, k, v: attention(q, k, v, causal=self.causal, window=self.window)  # type: ignore[return-value]
+        return lambda q, k, v: attention(q, k, v, causal=self.causal, window=self.window)
 
     def _sdpa(self, device: str) -> Callable[..., Tensor]:
         if self.window is None:
