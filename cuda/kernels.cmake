@@ -1,10 +1,12 @@
 # The one table of what is instantiated. A row is one translation unit: all
 # patterns of one op for one element type, head-dim bucket and shared-memory
 # budget (KiB), compiled only for the architectures that would choose it.
-set(TILEATTN_KERNELS full CACHE STRING "Which kernels to build: dev (few head dims) or full")
-set(TILEATTN_DIMS_dev 64 128)
-set(TILEATTN_DIMS_full 32 64 96 128 192 256)
-if(NOT DEFINED TILEATTN_DIMS_${TILEATTN_KERNELS})
+set(TILEATTN_KERNELS full CACHE STRING "Which kernels to build: full or dev (few for bfloat16)")
+set(TILEATTN_DIMS_full_half_t 32 64 96 128 192 256)
+set(TILEATTN_DIMS_full_bfloat16_t 32 64 96 128 192 256)
+set(TILEATTN_DIMS_dev_half_t 32 64 96 128 192 256)
+set(TILEATTN_DIMS_dev_bfloat16_t 64 256)
+if(NOT DEFINED TILEATTN_DIMS_${TILEATTN_KERNELS}_half_t)
   message(FATAL_ERROR "TILEATTN_KERNELS is '${TILEATTN_KERNELS}'; allowed: dev, full")
 endif()
 
@@ -14,8 +16,8 @@ set(TILEATTN_ARCHS_OF_BUDGET_163 80 90a)
 
 # tileattn_kernel_rows(callback): callback(op budget element dim archs) for each row.
 macro(tileattn_kernel_rows callback)
-  foreach(dim IN LISTS TILEATTN_DIMS_${TILEATTN_KERNELS})
-    foreach(element IN ITEMS half_t bfloat16_t)
+  foreach(element IN ITEMS half_t bfloat16_t)
+    foreach(dim IN LISTS TILEATTN_DIMS_${TILEATTN_KERNELS}_${element})
       # The forward's tiles fit 99 KiB everywhere.
       cmake_language(CALL ${callback} forward 99 ${element} ${dim} "${TILEATTN_CUDA_ARCHS}")
       foreach(budget IN ITEMS 99 163)

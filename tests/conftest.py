@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from cases import DTYPE_NAMES
+from simulator import Simulator
+
+from tileattn import _native, capabilities
 
 # One thread pool for the tests: the machines that run them have few cores.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -22,16 +26,57 @@ def _poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="session")
+def simulator() -> Simulator:
+    """The CUDA kernels on the PTX simulator."""
+    if not _native.cuda_kernels():
+        pytest.skip("built without CUDA kernels")
+    if torch.version.cuda:
+        pytest.skip("this torch has loaded the CUDA runtime that the simulator stands in for")
+    return Simulator()
+
+
+def _skip_unsupported(request: pytest.FixtureRequest, backend: str) -> None:
+    """Skips what the table of capabilities says that the kernels lack.
+
+    A CPU without kernels is no reason to skip: they belong to every installation.
+    """
+    if backend == "cpu":
+        assert not capabilities.why_unavailable(backend), capabilities.why_unavailable(backend)
+    if "dtype" in request.fixturenames:
+        dtype = DTYPE_NAMES[request.getfixturevalue("dtype")]
+        if reason := capabilities.why_not(backend, dtype):
+            pytest.skip(f"{backend}, {dtype}: {reason}")
+
+
 @pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
+def torch_device(request: pytest.FixtureRequest) -> str:
     """Each device that has kernels; CUDA only where there is one."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    _skip_unsupported(request, request.param)
     return str(request.param)
+
+
+@pytest.fixture(params=["cpu", "cuda", "simulated"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the tensors of a test are. Simulated: on the CPU, but the CUDA kernels compute."""
+    where = request.param
+    if where == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    _skip_unsupported(request, "cpu" if where == "cpu" else "cuda")
+    if where != "simulated":
+        yield where
+        return
+    simulator: Simulator = request.getfixturevalue("simulator")
+    before = simulator.calls
+    with simulator.kernels():
+        yield "cpu"
+    assert simulator.calls > before, "the CUDA kernels were not reached"
 
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """Each dtype that some kernel takes; :func:`cases.skip_unsupported` drops the rest."""
+    """Each dtype that some kernel takes; :func:`device` drops the rest."""
     assert isinstance(request.param, torch.dtype)
     return request.param

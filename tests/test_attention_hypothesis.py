@@ -8,6 +8,7 @@ import torch
 from cases import Case, check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from simulator import Simulator
 
 SETTINGS = settings(
     max_examples=40,
@@ -58,5 +59,12 @@ def cases(draw: st.DrawFn) -> Case:
 
 @given(case=cases(), seed=st.integers(0, 3))
 @SETTINGS
-def test_random_cases(case: Case, seed: int, dtype: torch.dtype, device: str) -> None:
-    check(case, dtype, device, seed=seed)
+def test_random_cases(case: Case, seed: int, dtype: torch.dtype, torch_device: str) -> None:
+    check(case, dtype, torch_device, seed=seed)
+
+
+@given(case=cases())
+@settings(SETTINGS, max_examples=8)
+def test_random_cases_simulated(case: Case, simulator: Simulator) -> None:
+    with simulator.kernels():
+        check(case, torch.float16, "cpu")

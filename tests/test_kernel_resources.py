@@ -55,7 +55,7 @@ def test_a_spill_is_found(tmp_path: Path) -> None:
 
 
 def test_no_kernel_spills() -> None:
-    if not _native.HAS_CUDA:
+    if not _native.cuda_kernels():
         pytest.skip("built without CUDA kernels")
     kernels = resources(ROOT / "build/Release")
     assert kernels, "CUDA kernels were built, but no log tells of them"

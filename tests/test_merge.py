@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case, skip_unsupported
+from cases import Case
 from tolerance import assert_as_exact
 
 from tileattn import attention, merge_attention, reference
@@ -14,7 +14,6 @@ from tileattn import attention, merge_attention, reference
 def test_parts_of_the_keys_merge_into_the_whole(
     cuts: tuple[int, ...], dtype: torch.dtype, device: str
 ) -> None:
-    skip_unsupported(device, dtype)
     tensors = Case().tensors(dtype, device)
     q, k, v = (tensors[name] for name in "qkv")
     parts = [

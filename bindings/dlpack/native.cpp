@@ -41,24 +41,37 @@ std::string pattern_name(int left, int right, int sink_tokens, bool causal) {
   throw std::logic_error("a pattern without a name");
 }
 
-constexpr bool kHasCuda =
+/// One dict per row of the kernel table; none without CUDA kernels.
+nb::list cuda_kernels() {
+  nb::list rows;
 #ifdef TILEATTN_HAS_CUDA
-    true;
-#else
-    false;
+  for (const cuda::BuiltKernels& built : cuda::built_kernels()) {
+    nb::dict row;
+    row["op"] = built.op;
+    row["dtype"] = built.dtype == DType::kFloat16 ? "float16" : "bfloat16";
+    row["dim"] = built.dim;
+    row["shared_limit"] = built.shared_limit;
+    row["shared_bytes"] = built.shared_bytes;
+    rows.append(row);
+  }
 #endif
+  return rows;
+}
 
 }  // namespace
 
 NB_MODULE(_native, module) {
   module.doc() = "The torch-free part of tileattn's C++ side.";
-  module.attr("HAS_CUDA") = kHasCuda;
   module.attr("EMPTY") = static_cast<int>(Cover::kEmpty);
   module.attr("PARTIAL") = static_cast<int>(Cover::kPartial);
   module.attr("FULL") = static_cast<int>(Cover::kFull);
 
   module.def("instruction_set", &cpu::instruction_set,
              "The CPU kernels that run on this machine: 'avx512', 'avx2' or 'portable'.");
+  module.def("cuda_kernels", &cuda_kernels,
+             "The CUDA kernels in this installation, as dicts: op, dtype, dim (the largest head dim),\n"
+             "shared_limit (bytes of shared memory a block of the device must be able to have) and\n"
+             "shared_bytes (what a block takes). Empty without CUDA kernels.");
   module.def("tile_covers", &tile_covers_array, nb::arg("len_q"), nb::arg("len_k"),
              nb::arg("tile_q"), nb::arg("tile_k"), nb::kw_only(), nb::arg("left") = -1,
              nb::arg("right") = -1, nb::arg("sink_tokens") = 0, nb::arg("causal") = false,

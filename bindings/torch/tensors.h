@@ -44,7 +44,8 @@ inline bool has_vector_rows(const Tensor& tensor) {
 /// The tensor itself where kernels can read it in place, else a contiguous copy.
 inline Tensor with_vector_rows(const Tensor& tensor) {
   if (has_vector_rows(tensor)) return tensor;
-  return torch::stable::clone(torch::stable::contiguous(tensor));
+  Tensor copy = torch::stable::contiguous(tensor);
+  return has_vector_rows(copy) ? copy : torch::stable::clone(copy);  // contiguous, but misaligned
 }
 
 inline OptionalTensor contiguous(const OptionalTensor& tensor) {

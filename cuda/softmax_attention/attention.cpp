@@ -37,7 +37,7 @@ const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
   const KernelRow<Problem>* best = nullptr;
   for (auto* row = rows.begin; row != rows.end; ++row) {
     if (row->dtype != p.dtype || row->dim < dim) continue;
-    if (static_cast<int>(row->budget) * 1024 > limit) continue;
+    if (bytes_of(row->budget) > limit) continue;
     bool better =
         !best || row->dim < best->dim || (row->dim == best->dim && row->budget > best->budget);
     if (better) best = row;
@@ -48,7 +48,20 @@ const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
   return best->kernels;
 }
 
+template <class Problem>
+void list(const char* op, KernelRows<Problem> rows, std::vector<BuiltKernels>& to) {
+  for (auto* row = rows.begin; row != rows.end; ++row)
+    to.push_back({op, row->dtype, row->dim, bytes_of(row->budget), row->kernels.shared_bytes});
+}
+
 }  // namespace
+
+std::vector<BuiltKernels> built_kernels() {
+  std::vector<BuiltKernels> built;
+  list("forward", forward_rows(), built);
+  list("backward", backward_rows(), built);
+  return built;
+}
 
 std::size_t attention_forward_workspace(const AttentionForward& problem) {
   return find(forward_rows(), problem).workspace(problem);

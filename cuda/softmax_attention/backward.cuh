@@ -1,6 +1,8 @@
 // Launches the backward kernels of one element type, head-dim bucket and budget.
 #pragma once
 
+#include <algorithm>
+
 #include "backward_keys.cuh"
 #include "backward_queries.cuh"
 #include "backward_rows.cuh"
@@ -18,8 +20,9 @@ template <class Element, int kDim, SharedBudget kBudget>
 struct BackwardLaunch {
   using KeyConfig = typename BackwardConfigs<Element, kDim, kBudget>::KeyMajor;
   using QueryConfig = typename BackwardConfigs<Element, kDim, kBudget>::QueryMajor;
-  static_assert(sizeof(KeyMajorShared<KeyConfig>) <= bytes_of(kBudget));
-  static_assert(sizeof(QueryMajorShared<QueryConfig>) <= bytes_of(kBudget));
+  static constexpr int kSharedBytes = int(
+      std::max(sizeof(KeyMajorShared<KeyConfig>), sizeof(QueryMajorShared<QueryConfig>)));
+  static_assert(kSharedBytes <= bytes_of(kBudget));
 
   static std::size_t workspace(const AttentionBackward& problem) {
     return problem.deterministic ? 0 : dq_sum_bytes<KeyConfig>(problem);

@@ -7,8 +7,6 @@
 
 namespace tileattn::cuda {
 
-constexpr int bytes_of(SharedBudget budget) { return static_cast<int>(budget) * 1024; }
-
 /// Constants of a kernel that works on tiles of kQueries x kKeys scores, whose
 /// streamed operands are kStages deep.
 template <class Element_, int kDim_, int kQueries_, int kKeys_, int kStages_, int kWarps_>

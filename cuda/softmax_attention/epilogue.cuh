@@ -31,7 +31,7 @@ CUTE_DEVICE void store_forward(const ForwardParams& params, const Sequence& sequ
                                const OnlineSoftmax<kRows>& softmax,
                                typename Config::Element* shared_q) {
   using Element = typename Config::Element;
-  using Mma = typename Config::Mma;
+  using Mma = typename Config::ScoreMma;
   using QuerySmem = typename Config::QuerySmem;
   const AttentionForward& problem = params.problem;
   int first = query_tile * Config::kQueries, rows = sequence.len_q - first;

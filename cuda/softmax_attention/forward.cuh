@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(Config::kThreads)
   int share = tileattn::ceil_div(walk.size(), params.partials.splits);
   int begin = imin(split * share, walk.size()), end = imin(begin + share, walk.size());
 
-  Tensor out = partition_fragment_C(typename Config::Mma{},
+  Tensor out = partition_fragment_C(typename Config::ScoreMma{},
                                     Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
   clear(out);
   constexpr int kRows = decltype(size<0>(by_rows(out)))::value;
@@ -56,7 +56,8 @@ inline int choose_splits(std::int64_t blocks, int key_tiles, int multiprocessors
 template <class Element, int kDim, SharedBudget kBudget>
 struct ForwardLaunch {
   using Config = typename ForwardTile<Element, kDim>::type;
-  static_assert(sizeof(ForwardShared<Config>) <= static_cast<int>(kBudget) * 1024);
+  static constexpr int kSharedBytes = int(sizeof(ForwardShared<Config>));
+  static_assert(kSharedBytes <= bytes_of(kBudget));
 
   static int splits(const AttentionForward& problem) {
     std::int64_t blocks =
@@ -81,7 +82,7 @@ struct ForwardLaunch {
     }
     std::int64_t tiles = query_slots(problem, Config::kQueries).count();
     launch(forward_kernel<Config, Pattern>, tiles * problem.heads_q * parts.splits,
-           Config::kThreads, sizeof(ForwardShared<Config>), stream, params);
+           Config::kThreads, kSharedBytes, stream, params);
     if (parts.splits > 1)
       launch(combine_kernel<Element>, (rows_of(problem) + kCombineWarps - 1) / kCombineWarps,
              kCombineWarps * 32, 0, stream, params);

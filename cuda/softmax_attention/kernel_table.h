@@ -12,11 +12,14 @@ namespace tileattn::cuda {
 /// or more on sm_80 and sm_90.
 enum class SharedBudget : int { k99KiB = 99, k163KiB = 163 };
 
+constexpr int bytes_of(SharedBudget budget) { return static_cast<int>(budget) * 1024; }
+
 /// The kernels of one op for one dtype, head-dim bucket and shared-memory budget.
 template <class Problem>
 struct Kernels {
   std::size_t (*workspace)(const Problem&);
   void (*run)(const Problem&, void* workspace, void* stream);
+  int shared_bytes;  // of a block, at most
 };
 
 template <class Problem>

