@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,10 +74,14 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """One row per workload and competitor."""
     rows = []
-    with console.progress(len(workloads), "bench") as (bar, task):
-        for workload in workloads:
-            bar.update(task, description=workload.name)  # type: ignore[arg-type]
-            found = timing.interleave(workload.functions(device, flex), device, seconds)
+    with console.progress(len(workloads), "bench") as tell:
+
+        def after(finished: int) -> Callable[[float], None]:
+            return lambda done: tell(finished + done)
+
+        for n, workload in enumerate(workloads):
+            functions = workload.functions(device, flex)
+            found = timing.interleave(functions, device, seconds, after(n))
             for competitor, measured in found.items():
                 rows.append(
                     {
@@ -89,7 +94,6 @@ def _measure(
                         "rounds": measured.rounds,
                     }
                 )
-            bar.advance(task)  # type: ignore[arg-type]
     return rows
 
 

@@ -143,12 +143,12 @@ def _embedding(model: Any, batch: Batch) -> Tensor:
 
 def _embed_all(models: dict[str, Any], batches: list[Batch]) -> dict[str, Tensor]:
     embeddings = {}
-    with console.progress(len(models) * len(batches), "embed") as (bar, task):
-        for name, model in models.items():
+    with console.progress(len(models) * len(batches), "embed") as tell:
+        for n, (name, model) in enumerate(models.items()):
             parts = []
             for batch in batches:
                 parts.append(_embedding(model, batch))
-                bar.advance(task)  # type: ignore[arg-type]
+                tell(n * len(batches) + len(parts))
             embeddings[name] = torch.cat(parts)
     return embeddings
 
@@ -193,9 +193,9 @@ def _time(models: dict[str, Any], batches: list[Batch], seconds: float) -> None:
 
         return one_pass
 
-    with console.err.status(f"timing for about {seconds:g} s"):
-        functions: dict[str, Callable[[], object]] = {n: run(m) for n, m in models.items()}
-        found = timing.interleave(functions, "cpu", seconds)
+    functions: dict[str, Callable[[], object]] = {n: run(m) for n, m in models.items()}
+    with console.progress(1, "time") as tell:
+        found = timing.interleave(functions, "cpu", seconds, tell)
     tokens = sum(batch.tokens for batch in batches)
     numeric = ("median ms", "min ms", "tokens/s", "speed")
     made = console.table(
