@@ -62,7 +62,9 @@ def bench(
     if plot is not None:
         import_pyplot()  # a missing matplotlib is told before minutes of measuring
     rows = _measure(workloads, device, flex, seconds)
-    console.out.print(_table(rows, device))
+    cores = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    where = f"{machine.device_name(device)}{cores}, torch {torch.__version__}"
+    console.show(f"Attention on {where}", _table(rows))
     if json_path is not None:
         _write_json(json_path, rows, device, seconds)
     if plot is not None:
@@ -97,15 +99,9 @@ def _measure(
     return rows
 
 
-def _table(rows: list[dict[str, Any]], device: str) -> Table:
-    conditions = machine.conditions(device)
+def _table(rows: list[dict[str, Any]]) -> Table:
     numeric = ("median ms", "min ms", "GFLOP/s", "ratio", "rounds")
-    threads = f", {conditions['threads']} threads" if device == "cpu" else ""
-    made = console.table(
-        f"Attention on {conditions['hardware']}{threads}, torch {torch.__version__}",
-        *("workload", "kernel", *numeric),
-        right=numeric,
-    )
+    made = console.table(*("workload", "kernel", *numeric), right=numeric)
     previous = ""
     for row in rows:
         made.add_row(
