@@ -1,5 +1,6 @@
 # make demo   sentence embeddings with tileattn attention, then `tileattn verify`
 # make test   lint, C++ tests, Python tests
+# make gpu-check  tests, compute-sanitizer and benchmarks on the GPU of this machine
 # make wheel  the wheel for everyone: all kernels, all architectures
 # Each sets up what it needs in .venv and build/, and reuses it the next time.
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
 SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake)
 
-.PHONY: demo test lint format cpp-test python-test wheel clean
+.PHONY: demo test lint format cpp-test python-test gpu-check wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -53,6 +54,10 @@ cpp-test: $(VENV)/installed
 
 python-test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Another torch than the pinned CPU build: pip install it into .venv first.
+gpu-check: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu_check.py
 
 wheel: $(VENV)/requirements
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel . --no-deps --no-build-isolation -w dist \

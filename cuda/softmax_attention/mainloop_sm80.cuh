@@ -158,22 +158,25 @@ class MainloopSm80 {
   CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
     bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
     if (full && plain_) return problem_.scale * kLog2E;
-    CUTE_UNROLL
-    for (int c = 0; c < size<1>(products); ++c) {
-      Tensor coordinates = by_rows(  // afresh: registers are short
-          Mma{}
-              .get_slice(fresh_thread_index())
-              .partition_C(
-                  make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
-      int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+    auto each = [&](auto&& change) {
       CUTE_UNROLL
-      for (int r = 0; r < size<0>(products); ++r) {
-        int query = query_tile_ * Config::kQueries + get<0>(coordinates(r, 0));
-        float derivative;  // the backward's matter
-        if (query >= sequence_.len_q || !pattern_.visible(query, key)) products(r, c) = -INFINITY;
-        else if (!plain_) products(r, c) = scores_(products(r, c), query, key, derivative);
+      for (int c = 0; c < size<1>(products); ++c) {
+        Tensor coordinates = by_rows(  // afresh: registers are short
+            Mma{}
+                .get_slice(fresh_thread_index())
+                .partition_C(
+                    make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+        int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+        CUTE_UNROLL
+        for (int r = 0; r < size<0>(products); ++r)
+          change(products(r, c), query_tile_ * Config::kQueries + get<0>(coordinates(r, 0)), key);
       }
-    }
+    };
+    float derivative;  // the backward's matter
+    if (!plain_)
+      each([&](float& x, int query, int key) { x = scores_(x, query, key, derivative); });
+    if (!full)
+      each([&](float& x, int query, int key) { x = pattern_.visible(query, key) ? x : -INFINITY; });
     return plain_ ? problem_.scale * kLog2E : kLog2E;
   }
 
