@@ -35,6 +35,7 @@ struct Runtime {
   std::vector<Configuration> configurations;
   cudaError_t last = cudaSuccess;
   cudaError_t sticky = cudaSuccess;  // a failed kernel poisons the context
+  std::string report;                // of the last failed launch
 };
 Runtime& runtime();
 

@@ -86,6 +86,7 @@ cudaError_t launch_kernel(const void* key, dim3 grid, dim3 block, void** argumen
     return cudaSuccess;
   } catch (const SimError& error) {
     std::fprintf(stderr, "ptxsim: %s\n", error.what());
+    r.report = error.what();
     if (options().abort_on_error) std::abort();
     return result(r.sticky = cudaErrorLaunchFailure);
   }
@@ -204,5 +205,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* f)
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSuccess; }
+
+// --- the simulator's own interface
+
+// What the last failed launch reported.
+const char* ptxsim_last_report() { return runtime().report.c_str(); }
 
 }  // extern "C"
