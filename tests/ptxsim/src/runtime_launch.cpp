@@ -211,4 +211,12 @@ cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSucc
 // What the last failed launch reported.
 const char* ptxsim_last_report() { return runtime().report.c_str(); }
 
+// Counters of each kernel since the last reset, with PTXSIM_STATS; valid until the next call.
+const char* ptxsim_stats_json() {
+  static std::string text;
+  text = stats_json();
+  return text.c_str();
+}
+void ptxsim_reset_stats() { reset_stats(); }
+
 }  // extern "C"
