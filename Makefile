@@ -14,7 +14,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
 SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake)
 
-.PHONY: demo test lint format cpp-test python-test wheel clean
+.PHONY: demo test lint format cpp-test python-test sim-report wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -53,6 +53,10 @@ cpp-test: $(VENV)/installed
 
 python-test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Counters of the CUDA kernels in the PTX simulator; ARGS="--json FILE", ARGS="--record".
+sim-report: $(VENV)/installed
+	$(BIN)/python tests/sim_report.py $(ARGS)
 
 wheel: $(VENV)/requirements
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel . --no-deps --no-build-isolation -w dist \

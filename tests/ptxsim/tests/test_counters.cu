@@ -17,6 +17,15 @@ __global__ void counted(const float* in, float* out) {
   out[threadIdx.x * 8] = 2;
 }
 
+// Four matrices whose rows all start on one bank: 7 extra wavefronts each.
+__global__ void loaded() {
+  __shared__ __align__(128) uint32_t s[32 * 32];
+  uint32_t r[4];
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(s + threadIdx.x * 32))));
+}
+
 __global__ void multiplied() {
   float d[4] = {};
   asm volatile(
@@ -52,6 +61,12 @@ int main() {
   expect("{\"kernel\":\"multiplied()\",\"launches\":1,");
   expect("\"mma\":6}");
   expect("\"mma_flops\":24576,");  // 6 warps * 2 * 16 * 8 * 16
+  reset();
+  setenv("PTXSIM_UNINIT", "0", 1);
+  simulator<void()>("ptxsim_reload_options")();
+  RUN(loaded<<<1, 32>>>());
+  CHECK(std::string(json()).find("\"bank_conflict_wavefronts\":28}") != std::string::npos, "%s",
+        json());
   reset();
   CHECK(std::string(json()) == "[]", "%s", json());
   return finish("counters");
