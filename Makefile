@@ -1,5 +1,6 @@
 # make demo   sentence embeddings with tileattn attention, then `tileattn verify`
 # make test   lint, C++ tests, Python tests
+# make sim-report  counters of the CUDA kernels in the PTX simulator
 # make gpu-check  tests, compute-sanitizer and benchmarks on the GPU of this machine
 # make wheel  the wheel for everyone: all kernels, all architectures
 # Each sets up what it needs in .venv and build/, and reuses it the next time.
@@ -15,7 +16,9 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
 SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake)
 
-.PHONY: demo test lint format cpp-test python-test gpu-check wheel clean
+.PHONY: demo test lint format cpp-test python-test sim-report gpu-check wheel clean
+=======
+.PHONY: demo test lint format cpp-test python-test sim-report wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -58,6 +61,10 @@ python-test: $(VENV)/installed
 # Another torch than the pinned CPU build: pip install it into .venv first.
 gpu-check: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_check.py
+
+# Counters of the CUDA kernels in the PTX simulator; ARGS="--json FILE", ARGS="--record".
+sim-report: $(VENV)/installed
+	$(BIN)/python tests/sim_report.py $(ARGS)
 
 wheel: $(VENV)/requirements
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel . --no-deps --no-build-isolation -w dist \
