@@ -23,7 +23,11 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass
 class Kernel:
-    """One kernel on one architecture; sizes in bytes. ``shared`` is what is static."""
+    """One kernel on one architecture; sizes in bytes.
+
+    ``shared`` is static; ``launch_shared`` is the most that a launch of the same row of the kernel
+    table asks for, None where the installed tileattn has no such row.
+    """
 
     kernel: str
     arch: str
@@ -32,6 +36,7 @@ class Kernel:
     spill_loads: int = 0
     stack: int = 0
     shared: int = 0
+    launch_shared: int | None = None
 
 
 def parse(log: str) -> Iterator[Kernel]:
@@ -62,9 +67,28 @@ def demangle(names: list[str]) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else names
 
 
+def launch_shared() -> dict[str, int]:
+    """Bytes by the name that cuda/CMakeLists.txt gives a row: op, element type, head dim, KiB."""
+    try:
+        from tileattn import _native
+    except ImportError:
+        return {}
+    elements = {"float16": "half_t", "bfloat16": "bfloat16_t"}
+    return {
+        f"{k['op']}_{elements[k['dtype']]}_{k['dim']}_{k['shared_limit'] // 1024}": k[
+            "shared_bytes"
+        ]
+        for k in _native.cuda_kernels()
+    }
+
+
 def read(folder: Path) -> list[Kernel]:
     """The kernels of all logs in ``folder``/cuda; empty if there are none."""
-    kernels = [k for log in sorted(folder.glob("cuda/*.log")) for k in parse(log.read_text())]
+    asked, kernels = launch_shared(), []
+    for log in sorted(folder.glob("cuda/*.log")):
+        for kernel in parse(log.read_text()):
+            kernel.launch_shared = asked.get(log.stem)
+            kernels.append(kernel)
     for kernel, name in zip(kernels, demangle([k.kernel for k in kernels]), strict=True):
         kernel.kernel = name
     return kernels

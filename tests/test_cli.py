@@ -19,7 +19,7 @@ PNG = b"\x89PNG"
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(app, list(arguments), prog_name="tileattn")
 
 
 def test_help_of_every_command() -> None:

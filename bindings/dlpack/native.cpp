@@ -68,10 +68,11 @@ NB_MODULE(_native, module) {
 
   module.def("instruction_set", &cpu::instruction_set,
              "The CPU kernels that run on this machine: 'avx512', 'avx2' or 'portable'.");
-  module.def("cuda_kernels", &cuda_kernels,
-             "The CUDA kernels in this installation, as dicts: op, dtype, dim (the largest head dim),\n"
-             "shared_limit (bytes of shared memory a block of the device must be able to have) and\n"
-             "shared_bytes (what a block takes). Empty without CUDA kernels.");
+  module.def(
+      "cuda_kernels", &cuda_kernels,
+      "The CUDA kernels in this installation, as dicts: op, dtype, dim (the largest head dim),\n"
+      "shared_limit (bytes of shared memory a block of the device must be able to have) and\n"
+      "shared_bytes (what a block takes). Empty without CUDA kernels.");
   module.def("tile_covers", &tile_covers_array, nb::arg("len_q"), nb::arg("len_k"),
              nb::arg("tile_q"), nb::arg("tile_k"), nb::kw_only(), nb::arg("left") = -1,
              nb::arg("right") = -1, nb::arg("sink_tokens") = 0, nb::arg("causal") = false,

@@ -20,8 +20,8 @@ template <class Element, int kDim, SharedBudget kBudget>
 struct BackwardLaunch {
   using KeyConfig = typename BackwardConfigs<Element, kDim, kBudget>::KeyMajor;
   using QueryConfig = typename BackwardConfigs<Element, kDim, kBudget>::QueryMajor;
-  static constexpr int kSharedBytes = int(
-      std::max(sizeof(KeyMajorShared<KeyConfig>), sizeof(QueryMajorShared<QueryConfig>)));
+  static constexpr int kSharedBytes =
+      int(std::max(sizeof(KeyMajorShared<KeyConfig>), sizeof(QueryMajorShared<QueryConfig>)));
   static_assert(kSharedBytes <= bytes_of(kBudget));
 
   static std::size_t workspace(const AttentionBackward& problem) {

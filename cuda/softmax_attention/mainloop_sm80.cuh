@@ -37,7 +37,8 @@ CUTE_DEVICE auto as_operand_a(const Product& product) {
   return operand;
 }
 
-/// sum += A B^T with A in registers and B [N, K] in shared memory.
+/// sum += A B^T with A in registers and B [N, K] in shared memory. B is loaded a few
+/// columns at a time, just before they are multiplied: a wide B would fill the registers.
 template <class Element, class Mma, class CopyB, class Sum, class OperandA, class LayoutB>
 CUTE_DEVICE void multiply_registers(Mma mma, CopyB, Sum& sum, const OperandA& a, const Element* b,
                                     LayoutB layout_b) {
@@ -47,10 +48,19 @@ CUTE_DEVICE void multiply_registers(Mma mma, CopyB, Sum& sum, const OperandA& a,
   Tensor from_b = thread_b.partition_S(tile_b);
   Tensor part_b = make_tensor<Element>(partition_shape_B(mma, shape(layout_b)));
   Tensor to_b = thread_b.retile_D(part_b);
+  constexpr int kSteps = decltype(size<1>(from_b))::value;
+  constexpr int kWidth = decltype(size<1>(part_b))::value / kSteps;
   CUTE_UNROLL
   for (int k = 0; k < size<2>(part_b); ++k) {
-    multiply_columns(mma, sum, a(_, _, k), copy_b, from_b(_, _, k), to_b(_, _, k),
-                     part_b(_, _, k));
+    CUTE_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      copy(copy_b, from_b(_, step, k), to_b(_, step, k));
+      CUTE_UNROLL
+      for (int n = step * kWidth; n < (step + 1) * kWidth; ++n) {
+        CUTE_UNROLL
+        for (int m = 0; m < size<1>(a); ++m) gemm(mma, a(_, m, k), part_b(_, n, k), sum(_, m, n));
+      }
+    }
   }
 }
 
@@ -148,22 +158,25 @@ class MainloopSm80 {
   CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
     bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
     if (full && plain_) return problem_.scale * kLog2E;
-    CUTE_UNROLL
-    for (int c = 0; c < size<1>(products); ++c) {
-      Tensor coordinates = by_rows(  // afresh: registers are short
-          Mma{}
-              .get_slice(fresh_thread_index())
-              .partition_C(
-                  make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
-      int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+    auto each = [&](auto&& change) {
       CUTE_UNROLL
-      for (int r = 0; r < size<0>(products); ++r) {
-        int query = query_tile_ * Config::kQueries + get<0>(coordinates(r, 0));
-        float derivative;  // the backward's matter
-        if (query >= sequence_.len_q || !pattern_.visible(query, key)) products(r, c) = -INFINITY;
-        else if (!plain_) products(r, c) = scores_(products(r, c), query, key, derivative);
+      for (int c = 0; c < size<1>(products); ++c) {
+        Tensor coordinates = by_rows(  // afresh: registers are short
+            Mma{}
+                .get_slice(fresh_thread_index())
+                .partition_C(
+                    make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+        int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+        CUTE_UNROLL
+        for (int r = 0; r < size<0>(products); ++r)
+          change(products(r, c), query_tile_ * Config::kQueries + get<0>(coordinates(r, 0)), key);
       }
-    }
+    };
+    float derivative;  // the backward's matter
+    if (!plain_)
+      each([&](float& x, int query, int key) { x = scores_(x, query, key, derivative); });
+    if (!full)
+      each([&](float& x, int query, int key) { x = pattern_.visible(query, key) ? x : -INFINITY; });
     return plain_ ? problem_.scale * kLog2E : kLog2E;
   }
 

@@ -27,7 +27,8 @@ class Scores {
       : problem_(problem),
         modified_(problem.softcap > 0.0f || problem.alibi_slopes || problem.bias.data),
         sequence_(sequence),
-        shift_(len_k - len_q) {}
+        len_q_(len_q),
+        len_k_(len_k) {}
 
   __device__ __forceinline__ void set_head(int head) {
     head_ = head;
@@ -49,8 +50,8 @@ class Scores {
       score = problem_.softcap * capped;
       derivative = 1.0f - capped * capped;
     }
-    if (problem_.alibi_slopes) score -= slope_ * abs(query + shift_ - key);
-    if (problem_.bias.data) score += bias_at(query, key);
+    if (problem_.alibi_slopes) score -= slope_ * abs(query + len_k_ - len_q_ - key);
+    if (problem_.bias.data && query < len_q_ && key < len_k_) score += bias_at(query, key);
     return score;
   }
 
@@ -66,7 +67,8 @@ class Scores {
   const AttentionProblem& problem_;
   bool modified_;
   int sequence_;
-  int shift_;
+  int len_q_;
+  int len_k_;
   int head_ = 0;
   float slope_ = 0.0f;
 };

@@ -147,23 +147,6 @@ CUTE_DEVICE void store_rows(const typename Config::Element* from, Layout layout,
 using AlongK = SM75_U32x4_LDSM_N;   // K is the contiguous dimension
 using AcrossK = SM75_U16x8_LDSM_T;  // M or N is
 
-/// One step along K: B is loaded a few columns at a time, just before they are multiplied, so
-/// that a wide B does not fill the registers.
-template <class Mma, class Sum, class PartA, class CopyB, class From, class To, class PartB>
-CUTE_DEVICE void multiply_columns(Mma mma, Sum& sum, const PartA& a, const CopyB& copy_b,
-                                  const From& from, To&& to, const PartB& b) {
-  constexpr int kSteps = decltype(size<1>(from))::value;
-  constexpr int kWidth = decltype(size<1>(b))::value / kSteps;
-  CUTE_UNROLL
-  for (int step = 0; step < kSteps; ++step) {
-    copy(copy_b, from(_, step), to(_, step));
-    CUTE_UNROLL
-    for (int n = step * kWidth; n < (step + 1) * kWidth; ++n)
-      CUTE_UNROLL
-      for (int m = 0; m < size<1>(a); ++m) gemm(mma, a(_, m), b(_, n), sum(_, m, n));
-  }
-}
-
 /// sum += A B^T with A [M, K] and B [N, K] in shared memory.
 template <class Element, class Mma, class CopyA, class CopyB, class Sum, class LayoutA,
           class LayoutB>
@@ -184,8 +167,8 @@ CUTE_DEVICE void multiply_shared(Mma mma, CopyA, CopyB, Sum& sum, const Element*
   CUTE_UNROLL
   for (int k = 0; k < size<2>(part_a); ++k) {
     copy(copy_a, from_a(_, _, k), to_a(_, _, k));
-    multiply_columns(mma, sum, part_a(_, _, k), copy_b, from_b(_, _, k), to_b(_, _, k),
-                     part_b(_, _, k));
+    copy(copy_b, from_b(_, _, k), to_b(_, _, k));
+    gemm(mma, part_a(_, _, k), part_b(_, _, k), sum);
   }
 }
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 #: Piped output is plain and wide enough that no cell is cut off.
@@ -17,12 +17,18 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False)
 
 
-def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """An empty table; the columns named in ``right`` are aligned right."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     return made
+
+
+def show(title: str, made: Table) -> None:
+    """The table below its title, which may be wider than it."""
+    out.print(title, style="italic", markup=False, soft_wrap=True)
+    out.print(made)
 
 
 def verdict(passed: bool) -> str:
@@ -30,16 +36,20 @@ def verdict(passed: bool) -> str:
 
 
 @contextmanager
-def progress(total: int, what: str) -> Iterator[tuple[Progress, int]]:
-    """A bar on stderr that vanishes at the end; silent where stderr is not a terminal."""
+def progress(total: int, what: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr that vanishes at the end; silent where stderr is not a terminal.
+
+    Yields a function that is told how much of ``total`` is done.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        yield bar, int(bar.add_task(what, total=total))
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

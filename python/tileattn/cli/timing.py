@@ -20,22 +20,29 @@ class Timing:
 
 
 def interleave(
-    functions: dict[str, Callable[[], object]], device: str, seconds: float
+    functions: dict[str, Callable[[], object]],
+    device: str,
+    seconds: float,
+    tell: Callable[[float], object],
 ) -> dict[str, Timing]:
     """Calls the functions in turn until ``seconds`` have passed, at least five rounds.
 
     Taking turns, each function meets the same disturbances of the machine. One call is one sample.
+    After each round ``tell`` gets the share that is done, up to 1.
     """
     for function in functions.values():  # caches, thread pools, lazy compilation
         function()
         function()
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 5 or time.perf_counter() < end:
+    start = time.perf_counter()
+    rounds, done = 0, 0.0
+    while done < 1.0:
         for name, function in functions.items():
             samples[name].append(_seconds(function, device))
         rounds += 1
+        elapsed = (time.perf_counter() - start) / seconds if seconds > 0 else 1.0
+        done = min(rounds / 5, elapsed, 1.0)
+        tell(done)
     return {
         name: Timing(statistics.median(found), min(found), rounds)
         for name, found in samples.items()
@@ -43,10 +50,13 @@ def interleave(
 
 
 def _seconds(function: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+    if device == "cuda":  # on the device's own clock, without the launch
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) * 1e-3
+    begin = time.perf_counter()
     function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - begin

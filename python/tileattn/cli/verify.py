@@ -92,14 +92,13 @@ def run(device: str) -> bool:
     dtypes = [name for name in DTYPES if not capabilities.why_not(device, name)]
     numeric = ("error", "torch's", "ratio", "allowed")
     made = console.table(
-        f"Kernels against the float64 reference on {machine.device_name(device)}",
         *("case", "dtype", "worst of", *numeric, "verdict"),
         right=numeric,
     )
     failed = 0
-    with console.progress(len(CASES) * len(dtypes), "verify") as (bar, task):
-        for case in CASES:
-            for dtype in dtypes:
+    with console.progress(len(CASES) * len(dtypes), "verify") as tell:
+        for n, case in enumerate(CASES):
+            for m, dtype in enumerate(dtypes):
                 name, worst = max(
                     _measure(case, DTYPES[dtype], device),
                     key=lambda item: (not item[1].passed, item[1].error / item[1].allowed),
@@ -108,8 +107,9 @@ def run(device: str) -> bool:
                 figures = (worst.error, worst.peer_error, worst.ratio, worst.allowed)
                 cells = ("-" if x != x else f"{x:.2g}" for x in figures)
                 made.add_row(case.name, dtype, name, *cells, console.verdict(worst.passed))
-                bar.advance(task)  # type: ignore[arg-type]
-    console.out.print(made)
+                tell(n * len(dtypes) + m + 1)
+    title = f"Kernels against the float64 reference on {machine.device_name(device)}"
+    console.show(title, made)
     total = len(CASES) * len(dtypes)
     console.out.print(f"{total - failed} of {total} cases are as exact as PyTorch.")
     return not failed
