@@ -18,12 +18,13 @@ __global__ void counted(const float* in, float* out) {
 }
 
 // Four matrices whose rows all start on one bank: 7 extra wavefronts each.
-__global__ void loaded() {
+__global__ void loaded(uint32_t* out) {
   __shared__ __align__(128) uint32_t s[32 * 32];
   uint32_t r[4];
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(uint32_t(__cvta_generic_to_shared(s + threadIdx.x * 32))));
+  out[threadIdx.x] = r[0] + r[1] + r[2] + r[3];
 }
 
 __global__ void multiplied() {
@@ -64,7 +65,7 @@ int main() {
   reset();
   setenv("PTXSIM_UNINIT", "0", 1);
   simulator<void()>("ptxsim_reload_options")();
-  RUN(loaded<<<1, 32>>>());
+  RUN(loaded<<<1, 32>>>(reinterpret_cast<uint32_t*>(out)));
   CHECK(std::string(json()).find("\"bank_conflict_wavefronts\":28}") != std::string::npos, "%s",
         json());
   reset();
