@@ -1,8 +1,7 @@
 // Counters with known values.
-#include <dlfcn.h>
-
 #include <string>
 
+#include "../src/ptxsim.h"
 #include "check.h"
 
 // Global: 4 sectors read, 32 written (a stride of 32 bytes). Shared: all lanes on one bank (31
@@ -35,23 +34,16 @@ __global__ void multiplied() {
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]));
 }
 
-template <class F>
-F* simulator(const char* name) {
-  return reinterpret_cast<F*>(dlsym(RTLD_DEFAULT, name));
-}
-
 int main() {
   setenv("PTXSIM_STATS", "collect", 1);
-  simulator<void()>("ptxsim_reload_options")();
-  auto* reset = simulator<void()>("ptxsim_reset_stats");
-  auto* json = simulator<const char*()>("ptxsim_stats_json");
+  ptxsim_reload_options();
 
   float *in = allocate<float>(32), *out = allocate<float>(256);
   RUN(multiplied<<<1, 32>>>());
-  reset();
+  ptxsim_reset_stats();
   for (int i = 0; i < 2; ++i) RUN(counted<<<1, 32>>>(in, out));
   RUN(multiplied<<<3, 64>>>());
-  const std::string text = json();
+  const std::string text = ptxsim_stats_json();
   auto expect = [&](const std::string& part) {
     CHECK(text.find(part) != std::string::npos, "no %s in %s", part.c_str(), text.c_str());
   };
@@ -62,13 +54,14 @@ int main() {
   expect("{\"kernel\":\"multiplied()\",\"launches\":1,");
   expect("\"mma\":6}");
   expect("\"mma_flops\":24576,");  // 6 warps * 2 * 16 * 8 * 16
-  reset();
+  ptxsim_reset_stats();
   setenv("PTXSIM_UNINIT", "0", 1);
-  simulator<void()>("ptxsim_reload_options")();
+  ptxsim_reload_options();
   RUN(loaded<<<1, 32>>>(reinterpret_cast<uint32_t*>(out)));
-  CHECK(std::string(json()).find("\"bank_conflict_wavefronts\":28}") != std::string::npos, "%s",
-        json());
-  reset();
-  CHECK(std::string(json()) == "[]", "%s", json());
+  CHECK(std::string(ptxsim_stats_json()).find("\"bank_conflict_wavefronts\":28}") !=
+            std::string::npos,
+        "%s", ptxsim_stats_json());
+  ptxsim_reset_stats();
+  CHECK(std::string(ptxsim_stats_json()) == "[]", "%s", ptxsim_stats_json());
   return finish("counters");
 }
