@@ -14,7 +14,7 @@ export TILEATTN_KERNELS ?= dev
 export TILEATTN_CUDA_ARCHS ?= 80
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake tests/ptxsim tests/simulator_shim.cpp)
+SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake tests/ptxsim tests/simulated_cpu.cpp)
 
 .PHONY: demo test lint format cpp-test python-test sim-report gpu-check wheel clean
 .DELETE_ON_ERROR:

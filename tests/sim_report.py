@@ -23,6 +23,8 @@ RECORD = Path(__file__).with_name("sim_counters.json")
 RECORD_HINT = 'make sim-report ARGS="--record"'
 DIMS = (64, 128, 256)
 TOKENS, HEADS = 256, 2
+FORWARD = torch.ops.tileattn.attention_forward
+BACKWARD = torch.ops.tileattn.attention_backward
 
 # The counters of one kernel, as ptxsim_stats_json gives them; by problem, then by kernel.
 Counters = dict[str, Any]
@@ -37,7 +39,7 @@ def kernel_name(signature: str) -> str:
 def measure(simulator: Simulator) -> Measured:
     """Runs every problem once."""
     measured: Measured = {}
-    with simulator.configured(stats="collect", races=0, uninit=0):
+    with simulator.kernels(), simulator.configured(stats="collect", races=0, uninit=0):
         simulator.counters()
         for dim in DIMS:
             generator = torch.Generator().manual_seed(dim)
@@ -46,9 +48,9 @@ def measure(simulator: Simulator) -> Measured:
             for causal in (False, True):
                 tail = (None, None, dim**-0.5, 0.0, -1, -1, 0, causal, False)
                 where = f"{'causal' if causal else 'dense'} {dim}"
-                out, lse = simulator.forward(q, k, v, None, None, None, *tail)
+                out, lse = FORWARD(q, k, v, None, None, None, *tail)
                 measured[f"forward {where}"] = _by_kernel(simulator)
-                simulator.backward(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
+                BACKWARD(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
     return measured
 

@@ -1,7 +1,7 @@
 // Counters with known values.
 #include <string>
 
-#include "../src/ptxsim.h"
+#include "../include/ptxsim.h"
 #include "check.h"
 
 // Global: 4 sectors read, 32 written (a stride of 32 bytes). Shared: all lanes on one bank (31

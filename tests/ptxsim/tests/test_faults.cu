@@ -3,7 +3,7 @@
 #include <cstring>
 #include <string>
 
-#include "../src/ptxsim.h"
+#include "../include/ptxsim.h"
 #include "check.h"
 #include "device.h"
 
