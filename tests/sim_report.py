@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from simulator import Simulator
 
 RECORD = Path(__file__).with_name("sim_counters.json")
 RECORD_HINT = 'make sim-report ARGS="--record"'
-DIMS = (64, 128, 256)
+DIMS = (64, 96, 128, 256)
 TOKENS, HEADS = 256, 2
 FORWARD = torch.ops.tileattn.attention_forward
 BACKWARD = torch.ops.tileattn.attention_backward
@@ -115,6 +117,24 @@ def _table(measured: Measured) -> Table:
     return table
 
 
+def _conflicts(measured: Measured) -> Table:
+    """Opcodes with bank conflicts, and their source lines where compiled with -lineinfo."""
+    table = Table(title="Bank conflicts by instruction")
+    for heading in ("problem", "kernel", "instruction"):
+        table.add_column(heading)
+    table.add_column("wavefronts", justify="right")
+    for problem, kernels in measured.items():
+        for name, c in kernels.items():
+            by_opcode: dict[str, int] = {}
+            for text, count in c["bank_conflicts_at"].items():
+                source = re.search(r"  \[[^]]+:\d+\]$", text)
+                opcode = text.split()[0] + (source.group() if source else "")
+                by_opcode[opcode] = by_opcode.get(opcode, 0) + count
+            for opcode, count in sorted(by_opcode.items(), key=lambda item: -item[1]):
+                table.add_row(problem, name, escape(opcode), f"{count:,}")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes all counters")
@@ -124,6 +144,8 @@ def main() -> None:
     with console.status("running the kernels in the simulator"):
         measured = measure(Simulator())
     console.print(_table(measured))
+    if (conflicts := _conflicts(measured)).row_count:
+        console.print(conflicts)
     if arguments.json:
         arguments.json.write_text(json.dumps(measured, indent=1) + "\n")
     if arguments.record:
