@@ -21,6 +21,7 @@ struct ForwardConfig {
   using KeySmem = SwizzledSmem<kKeys, kDim>;
   using ScoreMma = TiledMMA<MmaAtom80<Element>, Layout<Shape<Int<kWarps_>, _1, _1>>,
                             Tile<Int<16 * kWarps_>, _16, _16>>;
+  using OutMma = ScoreMma;
 
   static_assert(kQueries % (16 * kWarps_) == 0 && kKeys % 16 == 0 && kDim % 32 == 0);
 };
