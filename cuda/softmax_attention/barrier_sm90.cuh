@@ -75,9 +75,21 @@ CUTE_DEVICE void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// A place in a ring: where a side is after `count` stages.
+template <int kStages>
+struct Place {
+  static_assert((kStages & (kStages - 1)) == 0);
+  int count = 0;
+
+  CUTE_DEVICE int stage() const { return count % kStages; }
+  CUTE_DEVICE unsigned phase() const { return count / kStages % 2; }
+  CUTE_DEVICE Place operator++(int) { return {count++}; }
+};
+
 /// Barriers of a ring of stages.
 template <int kStages>
 struct Ring {
+  using Place = cuda::Place<kStages>;
   Barrier full[kStages];
   Barrier used_up[kStages];
 
@@ -85,16 +97,9 @@ struct Ring {
     CUTE_UNROLL
     for (int n = 0; n < kStages; ++n) full[n].init(fillers), used_up[n].init(users);
   }
-};
-
-/// A side's place in a ring.
-template <int kStages>
-struct Place {
-  int stage = 0;
-  unsigned phase = 0;  // flips with every round
-
-  CUTE_DEVICE void advance() {
-    if (++stage == kStages) stage = 0, phase ^= 1;
+  CUTE_DEVICE void wait_until_full(Place place) { full[place.stage()].wait(place.phase()); }
+  CUTE_DEVICE void wait_until_used_up(Place place) {
+    used_up[place.stage()].wait(place.phase() ^ 1);  // a fresh ring is
   }
 };
 

@@ -9,6 +9,7 @@
 #include "barrier_sm90.cuh"
 #include "tile.cuh"
 #include "tileattn/pattern/dense.h"
+#include "tileattn/pattern/sliding_window.h"
 #include "visible_scores.cuh"
 
 namespace tileattn::cuda {
@@ -62,7 +63,7 @@ struct alignas(1024) ForwardSm90Shared {
   Element q[Config::kQueries * Config::kDim];  // at the end out takes its place
   Element k[Config::kStages][Config::kKeys * Config::kDim];
   Element v[Config::kStages][Config::kKeys * Config::kDim];
-  Ring<Config::kConsumers> q_ring;  // a stage for the rows of each consumer
+  Ring<1> q_ring[Config::kConsumers];  // the rows of a consumer each
   Ring<Config::kStages> k_ring;
   Ring<Config::kStages> v_ring;
 };
@@ -72,13 +73,16 @@ template <class Element, int kDim, class Pattern, Modifiers kModifiers>
 struct ForwardSm90Tile {
   static constexpr auto choose() {
     constexpr bool kPlain = kModifiers == Modifiers::kNone;
-    if constexpr (kDim == 64)
-      return ForwardSm90Config<Element, kDim, 3, kPlain ? 128 : 96, 3>{};
-    else if constexpr (kDim == 256) return ForwardSm90Config<Element, kDim, 2, kPlain ? 80 : 64, 2>{};
-    else if constexpr (!kPlain) return ForwardSm90Config<Element, kDim, 2, 112, 2>{};
-    else if constexpr (std::is_same_v<Pattern, Dense>)
-      return ForwardSm90Config<Element, kDim, 2, 176, 2>{};
-    else return ForwardSm90Config<Element, kDim, 2, 128, 2>{};
+    constexpr bool kWindow = std::is_same_v<Pattern, SlidingWindow>;
+    constexpr bool kDense = std::is_same_v<Pattern, Dense>;
+    if constexpr (kDim == 64) {
+      return ForwardSm90Config<Element, kDim, 3, kPlain ? 128 : 96, 4>{};
+    } else if constexpr (kDim == 128) {
+      return ForwardSm90Config<Element, kDim, 2, kPlain ? (kDense ? 176 : 128) : 112, 2>{};
+    } else {
+      constexpr int kKeys = kWindow ? 64 : 80;
+      return ForwardSm90Config<Element, kDim, 2, kPlain ? kKeys : kKeys - 16, 2>{};
+    }
   }
   using type = decltype(choose());
 };

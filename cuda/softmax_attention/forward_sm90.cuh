@@ -25,7 +25,7 @@ struct ForwardSm90Params {
 template <class Config>
 CUTE_DEVICE void init_barriers(ForwardSm90Shared<Config>& shared) {
   if (threadIdx.x == 0) {
-    shared.q_ring.init(1, 1);
+    for (auto& ring : shared.q_ring) ring.init(1, 1);
     shared.k_ring.init(1, 4 * Config::kConsumers);
     shared.v_ring.init(1, 4 * Config::kConsumers);
     fence_barrier_init();

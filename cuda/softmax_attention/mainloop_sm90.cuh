@@ -40,13 +40,13 @@ class ProducerSm90 {
     for (int consumer = 0; consumer < Config::kConsumers; ++consumer) {
       int offset = consumer * Config::kRowsOfConsumer;
       int first = query_tile * Config::kQueries + offset;
-      shared_.q_ring.used_up[consumer].wait(queries_.phase ^ 1);
+      shared_.q_ring[consumer].wait_until_used_up(queries_);
       Copies::Query::load(
           maps_.q, shared_.q + offset * kBoxColumns,
           {sequence.first_q + first, sequence.first_q + sequence.len_q, head, sequence.entry},
-          shared_.q_ring.full[consumer], TMA::CacheHintSm90::EVICT_FIRST);
+          shared_.q_ring[consumer].full[0], TMA::CacheHintSm90::EVICT_FIRST);
     }
-    queries_.advance();
+    queries_++;
   }
 
   CUTE_DEVICE void bring_keys(const AttentionProblem& problem, const Sequence& sequence, int head,
@@ -54,19 +54,18 @@ class ProducerSm90 {
     int key_head = head / (problem.heads_q / problem.heads_kv);
     auto walk = Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)
                     .keys_of(query_tile, Config::kTiling);
-    auto bring = [&](const TileMap& map, auto* stages, auto& ring, auto& place, int key_tile) {
-      ring.used_up[place.stage].wait(place.phase ^ 1);
-      Copies::Key::load(map, stages[place.stage],
+    auto bring = [&](const TileMap& map, auto* stages, auto& ring, auto place, int key_tile) {
+      ring.wait_until_used_up(place);
+      Copies::Key::load(map, stages[place.stage()],
                         {sequence.first_k + key_tile * Config::kKeys,
                          sequence.first_k + sequence.len_k, key_head, sequence.entry},
-                        ring.full[place.stage], TMA::CacheHintSm90::EVICT_LAST);
-      place.advance();
+                        ring.full[place.stage()], TMA::CacheHintSm90::EVICT_LAST);
     };
     // In the order in which the consumers wait for them: K K V K V ... V.
     CUTE_NO_UNROLL
     for (int n = 0; n <= walk.size(); ++n) {
-      if (n < walk.size()) bring(maps_.k, shared_.k, shared_.k_ring, keys_, walk[n]);
-      if (n > 0) bring(maps_.v, shared_.v, shared_.v_ring, values_, walk[n - 1]);
+      if (n < walk.size()) bring(maps_.k, shared_.k, shared_.k_ring, keys_++, walk[n]);
+      if (n > 0) bring(maps_.v, shared_.v, shared_.v_ring, values_++, walk[n - 1]);
     }
   }
 
@@ -107,6 +106,7 @@ class ConsumerSm90 {
   using ScoreMma = typename Config::ScoreMma;
   using OutMma = typename Config::OutMma;
   using Shared = ForwardSm90Shared<Config>;
+  using Place = cuda::Place<Config::kStages>;
 
   CUTE_DEVICE ConsumerSm90(Shared& shared, int warpgroup) : shared_(shared), warpgroup_(warpgroup) {
     if (Config::kTakesTurns && warpgroup_ == Config::kConsumers - 1) pass_turn();
@@ -120,7 +120,7 @@ class ConsumerSm90 {
   template <class Scores, class Walk, class Out, class Softmax>
   CUTE_DEVICE void run(const Scores& visible, const Walk& walk, Out& out, Softmax& softmax) {
     clear(out);
-    shared_.q_ring.full[warpgroup_].wait(queries_.phase);
+    shared_.q_ring[warpgroup_].wait_until_full(queries_++);
     if (walk.size() == 0) return;
 
     auto score_mma = ScoreMma{}.get_slice(warpgroup_ * 128);
@@ -137,36 +137,40 @@ class ConsumerSm90 {
     Tensor weights = make_tensor<Element>(
         partition_shape_A(OutMma{}, Shape<Int<Config::kQueries>, Int<Config::kKeys>>{}));
 
-    shared_.k_ring.full[keys_.stage].wait(keys_.phase);
-    start_product<false>(ScoreMma{}, q, k(_, _, _, keys_.stage), scores);
+    // The stages of V are those of K, one tile later.
+    Place place = tiles_++;
+    shared_.k_ring.wait_until_full(place);
+    start_product<false>(ScoreMma{}, q, k(_, _, _, place.stage()), scores);
     wait_for_product<0>(scores);
-    use_up(shared_.k_ring, keys_);
+    use_up(shared_.k_ring, place);
     softmax.weigh(by_rows(scores), visible.modify(by_rows(scores), walk[0]));
     round_pairs(scores, weights);
 
     CUTE_NO_UNROLL
     for (int n = 1; n < walk.size(); ++n) {
-      shared_.k_ring.full[keys_.stage].wait(keys_.phase);
+      Place last = place;
+      place = tiles_++;
+      shared_.k_ring.wait_until_full(place);
       if (Config::kTakesTurns) wait_for_turn();
-      start_product<false>(ScoreMma{}, q, k(_, _, _, keys_.stage), scores);
-      shared_.v_ring.full[values_.stage].wait(values_.phase);
-      start_product<true>(OutMma{}, weights, v(_, _, _, values_.stage), out);
+      start_product<false>(ScoreMma{}, q, k(_, _, _, place.stage()), scores);
+      shared_.v_ring.wait_until_full(last);
+      start_product<true>(OutMma{}, weights, v(_, _, _, last.stage()), out);
       if (Config::kTakesTurns) pass_turn();
 
       wait_for_product<1>(scores);
-      use_up(shared_.k_ring, keys_);
+      use_up(shared_.k_ring, place);
       float factor = visible.modify(by_rows(scores), walk[n]);
       auto rescale = softmax.weigh(by_rows(scores), factor);
       wait_for_product<0>(out);
-      use_up(shared_.v_ring, values_);
+      use_up(shared_.v_ring, last);
       softmax.rescale(by_rows(out), rescale);
       round_pairs(scores, weights);
     }
 
-    shared_.v_ring.full[values_.stage].wait(values_.phase);
-    start_product<true>(OutMma{}, weights, v(_, _, _, values_.stage), out);
+    shared_.v_ring.wait_until_full(place);
+    start_product<true>(OutMma{}, weights, v(_, _, _, place.stage()), out);
     wait_for_product<0>(out);
-    use_up(shared_.v_ring, values_);
+    use_up(shared_.v_ring, place);
   }
 
   /// Writes this warpgroup's rows of out, by way of the shared memory of Q.
@@ -186,16 +190,13 @@ class ConsumerSm90 {
           {sequence.first_q + first, sequence.first_q + sequence.len_q, head, sequence.entry});
       tma_store_arrive();
       tma_store_wait<0>();
-      shared_.q_ring.used_up[warpgroup_].arrive();
+      shared_.q_ring[warpgroup_].used_up[0].arrive();
     }
-    queries_.advance();
   }
 
  private:
-  template <class Ring, class Place>
-  CUTE_DEVICE static void use_up(Ring& ring, Place& place) {
-    if (threadIdx.x % 32 == 0) ring.used_up[place.stage].arrive();
-    place.advance();
+  CUTE_DEVICE static void use_up(Ring<Config::kStages>& ring, Place place) {
+    if (threadIdx.x % 32 == 0) ring.used_up[place.stage()].arrive();
   }
 
   CUTE_DEVICE void sync_warpgroup() const { named_barrier_sync(kStoreBarrier + warpgroup_, 128); }
@@ -210,8 +211,8 @@ class ConsumerSm90 {
 
   Shared& shared_;
   int warpgroup_;
-  Place<1> queries_;
-  Place<Config::kStages> keys_, values_;
+  cuda::Place<1> queries_;
+  Place tiles_;
 };
 
 }  // namespace tileattn::cuda
