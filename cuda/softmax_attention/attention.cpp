@@ -18,8 +18,7 @@ struct Device {
 
   static Device current() {
     int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess)
-      throw std::runtime_error("tileattn: no CUDA device");
+    if (cudaGetDevice(&device) != cudaSuccess) throw std::runtime_error("tileattn: no CUDA device");
     auto get = [&](cudaDeviceAttr attribute) {
       int value = 0;
       if (cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess)
@@ -32,8 +31,8 @@ struct Device {
 
   template <class Problem>
   bool runs(const KernelRow<Problem>& row) const {
-    bool has_instructions = row.architecture == Architecture::kSm90a ? capability == 90
-                                                                     : capability >= 80;
+    bool has_instructions =
+        row.architecture == Architecture::kSm90a ? capability == 90 : capability >= 80;
     return has_instructions && bytes_of(row.budget) <= shared_bytes;
   }
 };

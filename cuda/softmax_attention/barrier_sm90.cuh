@@ -5,8 +5,8 @@
 // Every instruction here is a barrier for the compiler, too ("memory").
 #pragma once
 
-#include <cute/config.hpp>
 #include <cute/arch/util.hpp>
+#include <cute/config.hpp>
 
 #include <cstdint>
 

@@ -51,8 +51,7 @@ CUTE_DEVICE void store_lse(float* lse, int row_stride, int rows,
   CUTE_UNROLL
   for (int r = 0; r < kRows; ++r) {
     int row = get<0>(coordinates(r, 0));
-    if (row < rows && threadIdx.x % 4 == 0)
-      lse[std::int64_t{row} * row_stride] = softmax.lse(r);
+    if (row < rows && threadIdx.x % 4 == 0) lse[std::int64_t{row} * row_stride] = softmax.lse(r);
   }
 }
 

@@ -16,6 +16,7 @@ struct ForwardConfig {
   static constexpr int kStages = kStages_;  // of K and V each
   static constexpr int kThreads = kWarps_ * 32;
   static constexpr Tiling kTiling{kQueries, kKeys};
+  static constexpr bool kExactQuotient = true;  // of scores; it keeps head dim 256 from spilling
 
   using QuerySmem = SwizzledSmem<kQueries, kDim>;
   using KeySmem = SwizzledSmem<kKeys, kDim>;

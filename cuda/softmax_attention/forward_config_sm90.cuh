@@ -1,9 +1,6 @@
 // The tile table of the sm_90 forward.
 #pragma once
 
-// wgmma of every width, not only of powers of two.
-#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED
-
 #include <type_traits>
 
 #include "barrier_sm90.cuh"
@@ -26,6 +23,7 @@ struct ForwardSm90Config {
   static constexpr int kStages = kStages_;  // of K and V each
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr Tiling kTiling{kQueries, kKeys};
+  static constexpr bool kExactQuotient = false;  // of scores
   /// Softmax of one warpgroup under the products of another; at head dim 256 the
   /// products take so much longer that it does not matter who is when at it.
   static constexpr bool kTakesTurns = kDim <= 128;
@@ -55,6 +53,8 @@ struct ForwardSm90Config {
       Consumers{}));
 
   static_assert(kKeys % 16 == 0 && kDim % 64 == 0);
+  static_assert(decltype(tile_size<1>(ScoreMma{}))::value == kKeys,
+                "one instruction should be as wide as the tile");
 };
 
 template <class Config>

@@ -5,6 +5,9 @@
 // Shared memory: Q, which out takes the place of; rings of K and of V; barriers.
 #pragma once
 
+// Before the first header of CuTe: wgmma of every width, not only of the usual ones.
+#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED
+
 #include <algorithm>
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -39,11 +42,11 @@ CUTE_DEVICE void produce(const ForwardSm90Params& params, ForwardSm90Shared<Conf
   int warp = cutlass::canonical_warp_idx_sync() % 4;
   if (warp > kQueries || !elect_one_sync()) return;
   ProducerSm90<Config, Pattern> producer(shared, params.maps);
-  for_each_work<Config>(
-      params.schedule, params.problem, [&](const Sequence& sequence, int head, int query_tile) {
-        if (warp == kQueries) producer.bring_queries(sequence, head, query_tile);
-        else producer.bring_keys(params.problem, sequence, head, query_tile);
-      });
+  for_each_work<Config>(params.schedule, params.problem,
+                        [&](const Sequence& sequence, int head, int query_tile) {
+                          if (warp == kQueries) producer.bring_queries(sequence, head, query_tile);
+                          else producer.bring_keys(params.problem, sequence, head, query_tile);
+                        });
 }
 
 template <class Config, class Pattern, Modifiers kModifiers>
@@ -60,8 +63,8 @@ CUTE_DEVICE void consume(const ForwardSm90Params& params, ForwardSm90Shared<Conf
         consumer.run(visible, visible.walk(), out, softmax);
         softmax.finish(by_rows(out));
         int first = query_tile * Config::kQueries;
-        store_lse<Config>(problem.lse + first_row(problem, sequence, head, first),
-                          problem.heads_q, sequence.len_q - first, softmax);
+        store_lse<Config>(problem.lse + first_row(problem, sequence, head, first), problem.heads_q,
+                          sequence.len_q - first, softmax);
         consumer.store(params.maps, sequence, head, query_tile, out);
       });
 }

@@ -33,7 +33,8 @@ class ProducerSm90 {
   using Shared = ForwardSm90Shared<Config>;
   using Copies = ForwardCopies<Config>;
 
-  CUTE_DEVICE ProducerSm90(Shared& shared, const ForwardMaps& maps) : shared_(shared), maps_(maps) {}
+  CUTE_DEVICE ProducerSm90(Shared& shared, const ForwardMaps& maps)
+      : shared_(shared), maps_(maps) {}
 
   CUTE_DEVICE void bring_queries(const Sequence& sequence, int head, int query_tile) {
     CUTE_UNROLL
@@ -122,6 +123,9 @@ class ConsumerSm90 {
     clear(out);
     shared_.q_ring[warpgroup_].wait_until_full(queries_++);
     if (walk.size() == 0) return;
+    // The places of the first tile; those of V are the same, only filled later.
+    const Place first = tiles_;
+    tiles_.count += walk.size();
 
     auto score_mma = ScoreMma{}.get_slice(warpgroup_ * 128);
     auto out_mma = OutMma{}.get_slice(warpgroup_ * 128);
@@ -137,20 +141,31 @@ class ConsumerSm90 {
     Tensor weights = make_tensor<Element>(
         partition_shape_A(OutMma{}, Shape<Int<Config::kQueries>, Int<Config::kKeys>>{}));
 
-    // The stages of V are those of K, one tile later.
-    Place place = tiles_++;
-    shared_.k_ring.wait_until_full(place);
-    start_product<false>(ScoreMma{}, q, k(_, _, _, place.stage()), scores);
-    wait_for_product<0>(scores);
-    use_up(shared_.k_ring, place);
-    softmax.weigh(by_rows(scores), visible.modify(by_rows(scores), walk[0]));
-    round_pairs(scores, weights);
+    auto weigh = [&](int key_tile) {
+      float factor = visible.modify(by_rows(scores), key_tile);
+      return softmax.weigh(by_rows(scores), factor);
+    };
+    // When the values of all tiles before `next` are in out: makes it ready for those of `next`.
+    auto finish_values = [&](Place next, const auto& rescale) {
+      wait_for_product<0>(out);
+      if (next.count > first.count) use_up(shared_.v_ring, {next.count - 1});
+      softmax.rescale(by_rows(out), rescale);
+      round_pairs(scores, weights);
+    };
 
+    shared_.k_ring.wait_until_full(first);
+    start_product<false>(ScoreMma{}, q, k(_, _, _, first.stage()), scores);
+    wait_for_product<0>(scores);
+    use_up(shared_.k_ring, first);
+    auto rescale = weigh(walk[0]);
+
+    // The wait for the values of one tile stands at the head of the loop, not behind the softmax
+    // of the next tile at its foot: inside a block of code the compiler would move it ahead.
     CUTE_NO_UNROLL
     for (int n = 1; n < walk.size(); ++n) {
-      Place last = place;
-      place = tiles_++;
+      Place last{first.count + n - 1}, place{first.count + n};
       shared_.k_ring.wait_until_full(place);
+      finish_values(last, rescale);
       if (Config::kTakesTurns) wait_for_turn();
       start_product<false>(ScoreMma{}, q, k(_, _, _, place.stage()), scores);
       shared_.v_ring.wait_until_full(last);
@@ -159,18 +174,15 @@ class ConsumerSm90 {
 
       wait_for_product<1>(scores);
       use_up(shared_.k_ring, place);
-      float factor = visible.modify(by_rows(scores), walk[n]);
-      auto rescale = softmax.weigh(by_rows(scores), factor);
-      wait_for_product<0>(out);
-      use_up(shared_.v_ring, last);
-      softmax.rescale(by_rows(out), rescale);
-      round_pairs(scores, weights);
+      rescale = weigh(walk[n]);
     }
 
-    shared_.v_ring.wait_until_full(place);
-    start_product<true>(OutMma{}, weights, v(_, _, _, place.stage()), out);
+    Place last{first.count + walk.size() - 1};
+    shared_.v_ring.wait_until_full(last);
+    finish_values(last, rescale);
+    start_product<true>(OutMma{}, weights, v(_, _, _, last.stage()), out);
     wait_for_product<0>(out);
-    use_up(shared_.v_ring, place);
+    use_up(shared_.v_ring, last);
   }
 
   /// Writes this warpgroup's rows of out, by way of the shared memory of Q.

@@ -44,7 +44,8 @@ inline Schedule make_schedule(const AttentionProblem& problem, int tile, std::in
       std::int64_t{problem.len_k} * (problem.dim + problem.dim_v) * kElementBytes;
   int pairs = (packed ? 1 : problem.batch) * problem.heads_kv;
   // Half of the L2, for queries and results pass through it as well.
-  std::int64_t together = std::max<std::int64_t>(1, l2_bytes / 2 / std::max<std::int64_t>(1, keys_bytes));
+  std::int64_t together =
+      std::max<std::int64_t>(1, l2_bytes / 2 / std::max<std::int64_t>(1, keys_bytes));
   return {packed ? slots.count() : slots.tiles(), pairs,
           int(std::min<std::int64_t>(together, std::max(1, pairs))),
           problem.heads_q / problem.heads_kv, problem.heads_kv};

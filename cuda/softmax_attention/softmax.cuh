@@ -53,7 +53,7 @@ class OnlineSoftmax {
     for (int r = 0; r < kRows; ++r) {
       sum_[r] += __shfl_xor_sync(0xffffffff, sum_[r], 1);
       sum_[r] += __shfl_xor_sync(0xffffffff, sum_[r], 2);
-      rescale_row(out, r, sum_[r] == 0.0f ? 0.0f : __fdividef(1.0f, sum_[r]));
+      rescale_row(out, r, sum_[r] == 0.0f ? 0.0f : 1.0f / sum_[r]);
     }
   }
 

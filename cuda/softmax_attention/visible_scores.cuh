@@ -41,17 +41,16 @@ class VisibleScores {
     if (full && plain_) return problem_.scale * kLog2E;
     CUTE_UNROLL
     for (int c = 0; c < size<1>(products); ++c) {
-      Tensor coordinates = by_rows(  // afresh: registers are short
-          typename Config::ScoreMma{}
-              .get_slice(fresh_thread_index())
-              .partition_C(
-                  make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+      Tensor coordinates = element_coordinates();
       int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+      __builtin_assume(key >= 0);
       CUTE_UNROLL
       for (int r = 0; r < size<0>(products); ++r) {
         int query = query_tile_ * Config::kQueries + get<0>(coordinates(r, 0));
+        // Modifiers may not be read for a query that does not exist; else it does not matter.
+        bool exists = kModifiers == Modifiers::kNone || query < sequence_.len_q;
         float derivative;  // the backward's matter
-        if (query >= sequence_.len_q || !pattern_.visible(query, key)) products(r, c) = -INFINITY;
+        if (!exists || !pattern_.visible(query, key)) products(r, c) = -INFINITY;
         else if (!plain_) products(r, c) = scores_(products(r, c), query, key, derivative);
       }
     }
@@ -59,10 +58,18 @@ class VisibleScores {
   }
 
  private:
+  /// The (row, column) of this thread's elements of a tile. Where modifiers take registers, each
+  /// call computes them afresh.
+  CUTE_DEVICE static auto element_coordinates() {
+    int thread = kModifiers == Modifiers::kNone ? int(threadIdx.x) : fresh_thread_index();
+    return by_rows(typename Config::ScoreMma{}.get_slice(thread).partition_C(
+        make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+  }
+
   const AttentionProblem& problem_;
   const Sequence& sequence_;
   Pattern pattern_;
-  Scores<typename Config::Element> scores_;
+  Scores<typename Config::Element, Config::kExactQuotient> scores_;
   int query_tile_;
   bool plain_;
 };
