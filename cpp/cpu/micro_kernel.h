@@ -23,6 +23,11 @@ struct RowMajor {
   std::int64_t stride;
 };
 
+/// The rest of x from an element on.
+inline RowMajor part(RowMajor x, int row, int column = 0) {
+  return {x.data + row * x.stride + column, x.stride};
+}
+
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kMaxVecs = 4;  // 6 x 4 of 32 registers
 #else

@@ -29,6 +29,11 @@ from tileattn import nn, reference  # noqa: E402  (after the check, for a readab
 from tileattn._paths import cmake_prefix  # noqa: E402
 from tileattn.backend import use_backend  # noqa: E402
 from tileattn.dense import attention, merge_attention  # noqa: E402
+from tileattn.neighborhood import (  # noqa: E402
+    halo_attention,
+    neighborhood_attention,
+    windowed_attention,
+)
 
 try:
     __version__ = importlib.metadata.version("tileattn")
@@ -39,8 +44,11 @@ __all__ = [
     "__version__",
     "attention",
     "cmake_prefix",
+    "halo_attention",
     "merge_attention",
+    "neighborhood_attention",
     "nn",
     "reference",
     "use_backend",
+    "windowed_attention",
 ]
