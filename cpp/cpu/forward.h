@@ -11,14 +11,13 @@ namespace tileattn::cpu::TILEATTN_ISA {
 template <class Tiles>
 void pack_panel(const AttentionForward& p, Task task, PackedHead packed) {
   const Tiles tiles(p, *task.sequence);
-  int panel;
-  const auto keys = tiles.tile_of_panel(task.tile, panel);
-  const int count = keys.count(panel), dim_v = round_up(p.dim_v, kColumnGranule);
+  const auto keys = tiles.panel(task.tile);
+  const int count = keys.count(0), dim_v = round_up(p.dim_v, kColumnGranule);
   const std::int64_t first = std::int64_t{task.tile} * kPanel;
-  load_transposed(tiles.rows(keys, panel, p.k, p.extra_k, task.head), count, p.dim,
+  load_transposed(tiles.rows(keys, 0, p.k, p.extra_k, task.head), count, p.dim,
                   packed.k + first * p.dim);
-  load_rows(tiles.rows(keys, panel, p.v, p.extra_v, task.head), 0, count,
-            round_up(count, kColumnGranule), p.dim_v, 1.0f, {packed.v + first * dim_v, dim_v});
+  load_rows(tiles.rows(keys, 0, p.v, p.extra_v, task.head), 0, count, count, p.dim_v, 1.0f,
+            {packed.v + first * dim_v, dim_v});
 }
 
 /// The tile that a forward task works on.
@@ -30,13 +29,13 @@ struct ForwardTile {
 
 /// s = q k^T, where something is visible.
 template <class Tiles>
-void compute_scores(const ForwardTile& tile, float* k_panels, int dim, int panels,
-                    const Visibility<Tiles>& visibility) {
-  for (int p = 0; p < panels; ++p) {
-    const RowMajor k_panel = {k_panels + std::int64_t{p} * kPanel * dim, kPanel};
+void compute_scores(const ForwardTile& tile, const float* packed_k, int dim,
+                    const typename Tiles::Keys& keys, const Visibility<Tiles>& visibility) {
+  for (int p = 0; p < keys.panels(); ++p) {
+    const float* k_panel = packed_k + std::int64_t{keys.packed_panel(p)} * kPanel * dim;
     visibility.for_each_run_of_queries(p, [&](Range rows) {
       product(rows.size(), visibility.padded(p), dim,
-              {part(tile.q, rows.begin).data, tile.q.stride, 1}, k_panel,
+              {part(tile.q, rows.begin).data, tile.q.stride, 1}, {k_panel, kPanel},
               part(tile.s, rows.begin, p * kPanel), false);
     });
   }
@@ -44,7 +43,7 @@ void compute_scores(const ForwardTile& tile, float* k_panels, int dim, int panel
 
 /// The scores of the group's rows become weights, and out takes in the values.
 template <class Tiles>
-void absorb_group(const ForwardTile& tile, int group, Range rows, RowMajor values,
+void absorb_group(const ForwardTile& tile, int group, Range rows, const float* packed_v,
                   const Visibility<Tiles>& visibility, OnlineSoftmax& softmax,
                   const RowScores<Tiles>& scores) {
   const Range columns = visibility.columns_of(group);
@@ -59,9 +58,11 @@ void absorb_group(const ForwardTile& tile, int group, Range rows, RowMajor value
       for (int d = 0; d < tile.out.stride; d += kWidth) store(out + d, load(out + d) * rescale);
   }
   visibility.for_each_run_of_keys(group, [&](Range keys) {
+    const std::int64_t first = std::int64_t{scores.keys.packed_panel(keys.begin / kPanel)} * kPanel;
     product(rows.size(), static_cast<int>(tile.out.stride), keys.size(),
-            {part(tile.s, rows.begin, keys.begin).data, tile.s.stride, 1}, part(values, keys.begin),
-            part(tile.out, rows.begin), true);
+            {part(tile.s, rows.begin, keys.begin).data, tile.s.stride, 1},
+            {packed_v + first * tile.out.stride, tile.out.stride}, part(tile.out, rows.begin),
+            true);
   });
 }
 
@@ -94,13 +95,11 @@ void forward(const AttentionForward& p, Task task, PackedHead packed, float* scr
   OnlineSoftmax softmax(rows, p.sinks ? p.sinks[task.head] : -kInfinity);
   const auto walk = tiles.keys_of(task.tile);
   for (int n = 0; n < walk.size(); ++n) {
-    const auto keys = tiles.keys(walk[n]);
+    const auto keys = tiles.visited(walk, n);
     const Visibility<Tiles> visibility(tiles, queries, keys);
-    const std::int64_t first_key = std::int64_t{keys.first_panel()} * kPanel;
-    compute_scores(tile, packed.k + first_key * p.dim, p.dim, keys.panels(), visibility);
-    const RowMajor values{packed.v + first_key * dim_v, dim_v};
+    compute_scores(tile, packed.k, p.dim, keys, visibility);
     for (int group = 0; group < visibility.groups(); ++group)
-      absorb_group(tile, group, {group * kGroup, imin((group + 1) * kGroup, rows)}, values,
+      absorb_group(tile, group, {group * kGroup, imin((group + 1) * kGroup, rows)}, packed.v,
                    visibility, softmax, RowScores<Tiles>{scores, queries, keys});
   }
   store_forward(p, task, tiles, queries, tile, softmax);

@@ -25,11 +25,11 @@ TILEATTN_HOST_DEVICE constexpr int round_up(int n, int granule) {
 }
 
 /// How a grid of tokens is cut. Boxes of up to kTile.queries queries; boxes of up to kPanel
-/// keys, of which up to kPanelsPerTile along the last axis make a key tile.
+/// keys, and boxes of up to kPanelsPerTile of those, which are the key tiles.
 struct GridCut {
   int query_box[3];
   int panel_box[3];
-  int panels_per_tile;
+  int panels_per_tile[3];
 };
 
 /// One sequence of the batch, or of the packed tokens, or one dilation group of a grid.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/grid_cut.h"
+
 namespace tileattn::cpu {
 namespace {
 
@@ -35,18 +37,18 @@ void cut_rows(const AttentionProblem& p, Cut& cut) {
   }
 }
 
-GridCut choose_cut(const NeighborhoodSpec&) { return {{1, 8, 12}, {1, 8, 8}, 4}; }
-
 void cut_grids(const AttentionProblem& p, Cut& cut) {
   cut.grid = std::make_unique<const GridCut>(choose_cut(p.neighborhood));
   for (int b = 0; b < p.batch; ++b)
     for (int g = 0; g < p.neighborhood.groups(); ++g) {
       const auto group = DilationGroup<3>::make(p.neighborhood, g);
       BoxGrid<3> queries{}, panels{};
+      int key_tiles = 1;
       for (int a = 0; a < 3; ++a) {
         queries.length[a] = panels.length[a] = group.length[a];
         queries.box[a] = cut.grid->query_box[a];
         panels.box[a] = cut.grid->panel_box[a];
+        key_tiles *= ceil_div(panels.along(a), cut.grid->panels_per_tile[a]);
       }
       Sequence s{};
       s.index = static_cast<int>(cut.sequences.size());
@@ -58,8 +60,7 @@ void cut_grids(const AttentionProblem& p, Cut& cut) {
       s.extra_tiles = ceil_div(p.extra_keys, kTile.keys);
       s.extra_panels = ceil_div(p.extra_keys, kPanel);
       s.query_tiles = queries.count();
-      s.key_tiles = s.extra_tiles + panels.along(0) * panels.along(1) *
-                                        ceil_div(panels.along(2), cut.grid->panels_per_tile);
+      s.key_tiles = s.extra_tiles + key_tiles;
       s.panels = s.extra_panels + panels.count();
       s.dq_row = cut.dq_rows;
       cut.dq_rows += std::int64_t{s.query_tiles} * queries.rows();

@@ -32,14 +32,20 @@ class TilesInARow {
   struct Keys {
     int tile;
     Range tokens;
-    int first_panel() const { return tile * kPanelsPerTile; }
     int panels() const { return ceil_div(tokens.size(), kPanel); }
     int count(int panel) const { return imin(kPanel, tokens.size() - panel * kPanel); }
+    /// The panel's number among the packed ones.
+    int packed_panel(int panel) const { return tile * kPanelsPerTile + panel; }
   };
   Keys keys(int tile) const { return {tile, tokens_of(tile, kTile.keys, seq_.len_k)}; }
 
   auto keys_of(int query_tile) const { return pattern_.keys_of(query_tile, kTile); }
   auto queries_of(int key_tile) const { return pattern_.queries_of(key_tile, kTile); }
+  /// The keys of step n of a walk.
+  Keys visited(const typename Pattern::Walk& walk, int n) const { return keys(walk[n]); }
+
+  /// The tokens of panel `packed` alone.
+  Keys panel(int packed) const { return {packed, tokens_of(packed, kPanel, seq_.len_k)}; }
 
   template <class Void>
   auto rows(const Queries& queries, const BasicTensorRef<Void>& x, int head) const {
@@ -50,18 +56,11 @@ class TilesInARow {
             const BasicTensorRef<Void>& /*extra*/, int head) const {
     return rows_from(x, head, seq_.k_begin + keys.tokens.begin + panel * kPanel);
   }
-  /// The key tile and the panel in it that is panel `panel` of the sequence.
-  Keys tile_of_panel(int panel, int& panel_in_tile) const {
-    panel_in_tile = panel % kPanelsPerTile;
-    return keys(panel / kPanelsPerTile);
-  }
-
   Cover cover(const Queries& queries, const Keys& keys) const {
     return pattern_.cover(queries.tile, keys.tile, kTile);
   }
   Cover cover(const Queries& queries, int group, const Keys& keys, int panel) const {
-    return pattern_.cover(queries.tile * kGroupsPerTile + group, keys.first_panel() + panel,
-                          kBlock);
+    return pattern_.cover(queries.tile * kGroupsPerTile + group, keys.packed_panel(panel), kBlock);
   }
 
   /// Writes `value` over the columns of a panel that row r does not see.

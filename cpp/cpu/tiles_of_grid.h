@@ -20,9 +20,9 @@ class TilesOfGrid {
     for (int a = 0; a < 3; ++a) {
       query_grid_.length[a] = panel_grid_.length[a] = key_grid_.length[a] = group_.length[a];
       query_grid_.box[a] = cut.query_box[a];
-      panel_grid_.box[a] = key_grid_.box[a] = cut.panel_box[a];
+      panel_grid_.box[a] = cut.panel_box[a];
+      key_grid_.box[a] = cut.panel_box[a] * cut.panels_per_tile[a];
     }
-    key_grid_.box[2] *= cut.panels_per_tile;
     const auto& axis = problem.neighborhood.axis;
     numbers_ = TokenMap<3>::make(
         problem.neighborhood, group_,
@@ -69,57 +69,52 @@ class TilesOfGrid {
     return seq_.dq_row + std::int64_t{queries.tile} * query_grid_.rows();
   }
 
-  /// A key tile: panels along the last axis, or extra keys, which every query sees.
+  /// Panels of keys: those of a key tile, or some that a query tile visits. Extra keys stand
+  /// on a last axis of their own and are seen by every query.
   struct Keys {
-    int tile;
-    int first;  // its first panel
-    int size;   // panels
-    bool extra;
-    BoxBits<3> bits[kPanelsPerTile];  // of each panel
-    int first_panel() const { return first; }
+    int size = 0;  // panels
+    bool extra = false;
+    int packed[kPanelsPerTile];       // each panel's number among the packed ones
+    BoxBits<3> bits[kPanelsPerTile];  // and its tokens
     int panels() const { return size; }
     int count(int panel) const { return bits[panel].box.size(); }
+    int packed_panel(int panel) const { return packed[panel]; }
   };
 
+  /// A key tile: the owner of a piece of dk and dv.
   Keys keys(int tile) const {
-    Keys made;
-    made.tile = tile;
-    made.extra = tile < seq_.extra_tiles;
-    Box<3> rest;
-    if (made.extra) {
-      rest = {{{0, 1}, {0, 1}, tokens_of(tile, kTile.keys, problem_.extra_keys)}};
-      made.first = tile * kPanelsPerTile;
-    } else {
-      const int own = tile - seq_.extra_tiles, along = key_grid_.along(2);
-      rest = key_grid_[own];
-      made.first = seq_.extra_panels + own / along * panel_grid_.along(2) +
-                   own % along * seq_.cut->panels_per_tile;
-    }
-    const int width = made.extra ? kPanel : panel_grid_.box[2];
-    Range& last = rest.axis[2];
-    for (made.size = 0; last.size() > 0; ++made.size, last.begin += width) {
-      Box<3> panel = rest;
-      panel.axis[2].end = imin(last.begin + width, last.end);
-      made.bits[made.size] = BoxBits<3>::make(panel);
-    }
-    return made;
-  }
-
-  /// Tiles of the extra keys, then those around a query tile.
-  struct KeyWalk {
-    int extra;
-    BoxWalk<3> near;
-    int size() const { return extra + near.size(); }
-    int operator[](int n) const { return n < extra ? n : extra + near[n - extra]; }
-  };
-  KeyWalk keys_of(int query_tile) const {
-    return {seq_.extra_tiles, pattern_.keys_of(query_tile, {query_grid_, key_grid_})};
+    if (tile < seq_.extra_tiles) return extra_keys(tile);
+    return some_of(panel_grid_.touched_by(key_grid_[tile - seq_.extra_tiles]), 0);
   }
   BoxWalk<3> queries_of(int key_tile) const {
     if (key_tile >= seq_.extra_tiles)
       return pattern_.queries_of(key_tile - seq_.extra_tiles, {query_grid_, key_grid_});
     const int* length = group_.length;
     return query_grid_.touched_by({{{0, length[0]}, {0, length[1]}, {0, length[2]}}});
+  }
+
+  /// What a query tile visits: the extra keys, then the panels around it, as many at a time as
+  /// fit, so that the softmax takes few steps.
+  struct KeyWalk {
+    int extra_tiles;
+    BoxWalk<3> near;
+    int size() const { return extra_tiles + ceil_div(near.size(), kPanelsPerTile); }
+  };
+  KeyWalk keys_of(int query_tile) const {
+    return {seq_.extra_tiles, pattern_.keys_of(query_tile, {query_grid_, panel_grid_})};
+  }
+  Keys visited(const KeyWalk& walk, int n) const {
+    if (n < walk.extra_tiles) return extra_keys(n);
+    return some_of(walk.near, (n - walk.extra_tiles) * kPanelsPerTile);
+  }
+
+  /// Panel number `packed` alone.
+  Keys panel(int packed) const {
+    Keys made;
+    made.extra = packed < seq_.extra_panels;
+    if (made.extra) add_extra_panel(made, packed);
+    else add_panel(made, packed - seq_.extra_panels);
+    return made;
   }
 
   template <class Void>
@@ -133,17 +128,6 @@ class TilesOfGrid {
     if (!keys.extra) return rows_of_box(box, x, head);
     return rows_at(box, extra, head, {0, {0, 0, extra.token_stride}});
   }
-  Keys tile_of_panel(int panel, int& panel_in_tile) const {
-    if (panel < seq_.extra_panels) {
-      panel_in_tile = panel % kPanelsPerTile;
-      return keys(panel / kPanelsPerTile);
-    }
-    const int own = panel - seq_.extra_panels, along = panel_grid_.along(2);
-    const int column = own % along, per_tile = seq_.cut->panels_per_tile;
-    panel_in_tile = column % per_tile;
-    return keys(seq_.extra_tiles + own / along * key_grid_.along(2) + column / per_tile);
-  }
-
   Cover cover(const Queries&, const Keys&) const { return Cover::kPartial; }  // ask the blocks
 
   Cover cover(const Queries& queries, int group, const Keys& keys, int panel) const {
@@ -171,6 +155,31 @@ class TilesOfGrid {
   }
 
  private:
+  /// As many panels of the walk as fit, from number `first` on.
+  Keys some_of(const BoxWalk<3>& panels, int first) const {
+    Keys made;
+    const int end = imin(first + kPanelsPerTile, panels.size());
+    for (int n = first; n < end; ++n) add_panel(made, panels[n]);
+    return made;
+  }
+  void add_panel(Keys& keys, int panel) const {
+    keys.packed[keys.size] = seq_.extra_panels + panel;
+    keys.bits[keys.size++] = BoxBits<3>::make(panel_grid_[panel]);
+  }
+  void add_extra_panel(Keys& keys, int panel) const {
+    keys.packed[keys.size] = panel;
+    keys.bits[keys.size++] =
+        BoxBits<3>::make({{{0, 1}, {0, 1}, tokens_of(panel, kPanel, problem_.extra_keys)}});
+  }
+  Keys extra_keys(int tile) const {
+    Keys made;
+    made.extra = true;
+    const int first = tile * kPanelsPerTile;
+    const int end = imin(first + kPanelsPerTile, seq_.extra_panels);
+    for (int panel = first; panel < end; ++panel) add_extra_panel(made, panel);
+    return made;
+  }
+
   static Range joined(Range a, Range b) { return {imin(a.begin, b.begin), imax(a.end, b.end)}; }
   static Range common(Range a, Range b) { return {imax(a.begin, b.begin), imin(a.end, b.end)}; }
 

@@ -38,21 +38,20 @@ class Visibility {
     return {panels.begin * kPanel, (panels.end - 1) * kPanel + padded(panels.end - 1)};
   }
 
-  /// Calls visit(columns) for the runs of keys in the panels that group `g` sees.
+  /// Calls visit(columns) for the runs of keys in the panels that group `g` sees. The panels of
+  /// a run are whole, up to its last, and were packed one after the other.
   template <class Visit>
   void for_each_run_of_keys(int g, Visit visit) const {
     const Range panels = panels_of_[g];
-    int begin = panels.begin;
+    auto joins_next = [&](int p) {
+      return p + 1 < panels.end && cover_[g][p + 1] != Cover::kEmpty && keys_.count(p) == kPanel &&
+             keys_.packed_panel(p + 1) == keys_.packed_panel(p) + 1;
+    };
     for (int p = panels.begin; p < panels.end; ++p) {
-      if (cover_[g][p] == Cover::kEmpty) {
-        begin = p + 1;
-        continue;
-      }
-      const bool joins =
-          p + 1 < panels.end && cover_[g][p + 1] != Cover::kEmpty && keys_.count(p) == kPanel;
-      if (joins) continue;
-      visit(Range{begin * kPanel, p * kPanel + keys_.count(p)});
-      begin = p + 1;
+      if (cover_[g][p] == Cover::kEmpty) continue;
+      const int begin = p * kPanel;
+      while (joins_next(p)) ++p;
+      visit(Range{begin, p * kPanel + keys_.count(p)});
     }
   }
 
