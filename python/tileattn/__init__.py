@@ -25,7 +25,7 @@ def _require_torch(minimum: tuple[int, int] = (2, 11)) -> None:
 
 _require_torch()
 
-from tileattn import nn, reference  # noqa: E402  (after the check, for a readable error)
+from tileattn import nn, planner, reference  # noqa: E402  (after the check, for a readable error)
 from tileattn._paths import cmake_prefix  # noqa: E402
 from tileattn.backend import use_backend  # noqa: E402
 from tileattn.dense import attention, merge_attention  # noqa: E402
@@ -34,6 +34,7 @@ from tileattn.neighborhood import (  # noqa: E402
     neighborhood_attention,
     windowed_attention,
 )
+from tileattn.neighborhood_unfused import neighborhood_av, neighborhood_qk  # noqa: E402
 
 try:
     __version__ = importlib.metadata.version("tileattn")
@@ -47,7 +48,10 @@ __all__ = [
     "halo_attention",
     "merge_attention",
     "neighborhood_attention",
+    "neighborhood_av",
+    "neighborhood_qk",
     "nn",
+    "planner",
     "reference",
     "use_backend",
     "windowed_attention",
