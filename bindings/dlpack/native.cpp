@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "planner.h"
 #include "tile_covers.h"
 #include "tileattn/attention.h"
 #include "tileattn/pattern/dispatch.h"
@@ -82,6 +83,7 @@ NB_MODULE(_native, module) {
   module.def("pattern_name", &pattern_name, nb::kw_only(), nb::arg("left") = -1,
              nb::arg("right") = -1, nb::arg("sink_tokens") = 0, nb::arg("causal") = false,
              "The C++ pattern that the kernels choose for these options.");
+  bind_planner(module);
 }
 
 }  // namespace tileattn

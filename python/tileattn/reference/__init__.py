@@ -5,5 +5,6 @@ that a wrong pattern is caught. Any device, float64 included; memory grows with 
 """
 
 from tileattn.reference.dense import attention, attention_mask
+from tileattn.reference.neighborhood import neighborhood_attention, neighborhood_mask
 
-__all__ = ["attention", "attention_mask"]
+__all__ = ["attention", "attention_mask", "neighborhood_attention", "neighborhood_mask"]
