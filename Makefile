@@ -1,6 +1,8 @@
-# make demo   sentence embeddings with tileattn attention, then `tileattn verify`
-# make test   lint, C++ tests, Python tests
-# make wheel  the wheel for everyone: all kernels, all architectures
+# make demo        sentence embeddings with tileattn attention, then `tileattn verify`
+# make test        lint, C++ tests, Python tests
+# make sim-report  counters of the CUDA kernels in the PTX simulator
+# make gpu-check   tests, compute-sanitizer and benchmarks on the GPU of this machine
+# make wheel       the wheel for everyone: all kernels, all architectures
 # Each sets up what it needs in .venv and build/, and reuses it the next time.
 PYTHON ?= python3
 VENV := .venv
@@ -12,9 +14,9 @@ export TILEATTN_KERNELS ?= dev
 export TILEATTN_CUDA_ARCHS ?= 80
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake)
+SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake tests/ptxsim tests/simulator_shim.cpp)
 
-.PHONY: demo test lint format cpp-test python-test wheel clean
+.PHONY: demo test lint format cpp-test python-test sim-report gpu-check wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -53,6 +55,14 @@ cpp-test: $(VENV)/installed
 
 python-test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Another torch than the pinned CPU build: pip install it into .venv first.
+gpu-check: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu_check.py
+
+# Counters of the CUDA kernels in the PTX simulator; ARGS="--json FILE", ARGS="--record".
+sim-report: $(VENV)/installed
+	$(BIN)/python tests/sim_report.py $(ARGS)
 
 wheel: $(VENV)/requirements
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel . --no-deps --no-build-isolation -w dist \

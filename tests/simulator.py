@@ -12,6 +12,7 @@ The libraries are those of a build with TILEATTN_TESTS=ON. Every check of the si
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,8 @@ class Simulator:
         os.environ.update(_CHECKS)
         self._runtime = ctypes.CDLL(str(_BUILD / "ptxsim/libptxsim.so"), mode=ctypes.RTLD_GLOBAL)
         self._library = ctypes.CDLL(str(_BUILD / "cuda/libtileattn_cuda_sim.so"))
+        for text in ("ptxsim_last_report", "ptxsim_stats_json"):
+            getattr(self._runtime, text).restype = ctypes.c_char_p
         self.calls = 0
         for direction, struct in (("forward", _Forward), ("backward", _Backward)):
             size = getattr(self._library, f"tileattn_sim_{direction}_size")
@@ -132,8 +135,9 @@ class Simulator:
     @contextmanager
     def configured(self, **variables: object) -> Iterator[None]:
         """Inside, PTXSIM_<NAME> is what is given as ``name``: seed, async_, capability,
-        multiprocessors."""
+        multiprocessors, ..."""
         names = {f"PTXSIM_{name.strip('_').upper()}": value for name, value in variables.items()}
+        before = {name: os.environ.pop(name) for name in names if name in os.environ}
         os.environ.update({name: str(value) for name, value in names.items()})
         self._runtime.ptxsim_reload_options()
         try:
@@ -141,7 +145,14 @@ class Simulator:
         finally:
             for name in names:
                 del os.environ[name]
+            os.environ.update(before)
             self._runtime.ptxsim_reload_options()
+
+    def counters(self) -> list[dict[str, Any]]:
+        """What each kernel has done since the last call, inside ``configured(stats="collect")``."""
+        counted: list[dict[str, Any]] = json.loads(self._runtime.ptxsim_stats_json())
+        self._runtime.ptxsim_reset_stats()
+        return counted
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         """As ``torch.ops.tileattn.attention_forward``; results outside of sequences stay as set."""
@@ -203,7 +214,8 @@ class Simulator:
         message = (c_char * _MESSAGE_SIZE)()
         if getattr(self._library, f"tileattn_sim_{name}")(*arguments, message):
             self._runtime.cudaDeviceReset()  # else the error would stick to later launches
-            raise RuntimeError(message.value.decode())
+            report = self._runtime.ptxsim_last_report().decode()
+            raise RuntimeError(f"{message.value.decode()}\n{report}".rstrip())
 
 
 def _describe(struct: type[_Problem], arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:

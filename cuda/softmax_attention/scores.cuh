@@ -33,7 +33,8 @@ class Scores {
       : problem_(problem),
         modified_(has_modifiers(problem)),
         sequence_(sequence),
-        shift_(len_k - len_q) {}
+        len_q_(len_q),
+        len_k_(len_k) {}
 
   __device__ __forceinline__ void set_head(int head) {
     head_ = head;
@@ -57,8 +58,8 @@ class Scores {
       score = problem_.softcap * capped;
       derivative = 1.0f - capped * capped;
     }
-    if (problem_.alibi_slopes) score -= slope_ * abs(query + shift_ - key);
-    if (problem_.bias.data) score += bias_at(query, key);
+    if (problem_.alibi_slopes) score -= slope_ * abs(query + len_k_ - len_q_ - key);
+    if (problem_.bias.data && query < len_q_ && key < len_k_) score += bias_at(query, key);
     return score;
   }
 
@@ -74,7 +75,8 @@ class Scores {
   const AttentionProblem& problem_;
   bool modified_;
   int sequence_;
-  int shift_;
+  int len_q_;
+  int len_k_;
   int head_ = 0;
   float slope_ = 0.0f;
 };

@@ -23,7 +23,6 @@ class VisibleScores {
   CUTE_DEVICE VisibleScores(const AttentionProblem& problem, const Sequence& sequence, int head,
                             int query_tile)
       : problem_(problem),
-        sequence_(sequence),
         pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
         scores_(problem, sequence.index, sequence.len_q, sequence.len_k),
         query_tile_(query_tile),
@@ -39,35 +38,37 @@ class VisibleScores {
   CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
     bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
     if (full && plain_) return problem_.scale * kLog2E;
-    CUTE_UNROLL
-    for (int c = 0; c < size<1>(products); ++c) {
-      Tensor coordinates = element_coordinates();
-      int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
-      __builtin_assume(key >= 0);
-      CUTE_UNROLL
-      for (int r = 0; r < size<0>(products); ++r) {
-        int query = query_tile_ * Config::kQueries + get<0>(coordinates(r, 0));
-        // Modifiers may not be read for a query that does not exist; else it does not matter.
-        bool exists = kModifiers == Modifiers::kNone || query < sequence_.len_q;
-        float derivative;  // the backward's matter
-        if (!exists || !pattern_.visible(query, key)) products(r, c) = -INFINITY;
-        else if (!plain_) products(r, c) = scores_(products(r, c), query, key, derivative);
-      }
-    }
+    float derivative;  // the backward's matter
+    if (!plain_)
+      for_each_element(products, key_tile, [&](float& x, int query, int key) {
+        x = scores_(x, query, key, derivative);
+      });
+    if (!full)
+      for_each_element(products, key_tile, [&](float& x, int query, int key) {
+        x = pattern_.visible(query, key) ? x : -INFINITY;
+      });
     return plain_ ? problem_.scale * kLog2E : kLog2E;
   }
 
  private:
-  /// The (row, column) of this thread's elements of a tile. Where modifiers take registers, each
-  /// call computes them afresh.
-  CUTE_DEVICE static auto element_coordinates() {
-    int thread = kModifiers == Modifiers::kNone ? int(threadIdx.x) : fresh_thread_index();
-    return by_rows(typename Config::ScoreMma{}.get_slice(thread).partition_C(
-        make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+  /// Calls change(element, query, key) for this thread's elements of a tile.
+  template <class Matrix, class Change>
+  CUTE_DEVICE void for_each_element(Matrix& products, int key_tile, Change&& change) const {
+    CUTE_UNROLL
+    for (int c = 0; c < size<1>(products); ++c) {
+      // Where modifiers take registers, coordinates are computed afresh for each column.
+      int thread = kModifiers == Modifiers::kNone ? int(threadIdx.x) : fresh_thread_index();
+      Tensor coordinates = by_rows(typename Config::ScoreMma{}.get_slice(thread).partition_C(
+          make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+      int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+      __builtin_assume(key >= 0);
+      CUTE_UNROLL
+      for (int r = 0; r < size<0>(products); ++r)
+        change(products(r, c), query_tile_ * Config::kQueries + get<0>(coordinates(r, 0)), key);
+    }
   }
 
   const AttentionProblem& problem_;
-  const Sequence& sequence_;
   Pattern pattern_;
   Scores<typename Config::Element, Config::kExactQuotient> scores_;
   int query_tile_;

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tileattn.cli import console, machine, timing
 from tileattn.cli.show import import_pyplot
-from tileattn.cli.workloads import DTYPES, PRESETS, Workload
+from tileattn.cli.workloads import DTYPES, PRESETS, Workload, matmul
 
 
 def bench(
@@ -21,6 +21,7 @@ def bench(
     length: Annotated[list[int] | None, typer.Option("--len", "-n", help="tokens")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     heads: Annotated[int, typer.Option(min=1)] = 8,
+    heads_kv: Annotated[int | None, typer.Option(min=1, help="if fewer than heads")] = None,
     dim: Annotated[int, typer.Option(min=8, max=256, help="head dim")] = 64,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
     causal: Annotated[bool, typer.Option("--causal")] = False,
@@ -35,7 +36,9 @@ def bench(
 ) -> None:
     """Time our attention, torch's SDPA and, if asked, FlexAttention side by side.
 
-    GFLOP/s count useful work: visible query-key pairs only. Ratio: SDPA's median time by ours.
+    GFLOP/s count useful work: visible query-key pairs only. They are compared with torch's speed
+    at a large matrix product of the same dtype, which takes its turns, too. Ratio: the median time
+    of torch's fastest SDPA by that of the row's kernel.
 
     Examples:
 
@@ -55,14 +58,18 @@ def bench(
     else:
         if dtype not in DTYPES:
             console.fail(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}", 2)
-        shape = (batch, heads, dim, dtype, causal, window, backward)
+        shape = (batch, heads, heads_kv or heads, dim, dtype, causal, window, backward)
         workloads = tuple(Workload(n, *shape) for n in length or [1024, 4096])
+    if heads_kv is not None and heads % heads_kv != 0:
+        console.fail(f"heads-kv is {heads_kv}; it must divide heads, {heads}", 2)
     if any(workload.length < 1 for workload in workloads) or (window and min(window) < 0):
         console.fail("lengths must be at least 1 and windows at least 0", 2)
     if plot is not None:
         import_pyplot()  # a missing matplotlib is told before minutes of measuring
     rows = _measure(workloads, device, flex, seconds)
-    console.out.print(_table(rows, device))
+    cores = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    where = f"{machine.device_name(device)}{cores}, torch {torch.__version__}"
+    console.show(f"Attention on {where}", _table(rows))
     if json_path is not None:
         _write_json(json_path, rows, device, seconds)
     if plot is not None:
@@ -81,31 +88,31 @@ def _measure(
 
         for n, workload in enumerate(workloads):
             functions = workload.functions(device, flex)
+            functions["matmul"], matmul_flops = matmul(workload.dtype, device)
             found = timing.interleave(functions, device, seconds, after(n))
+            torch_s = (t.median for name, t in found.items() if name.startswith("sdpa"))
+            sdpa = min(torch_s, default=float("nan"))
+            ceiling = matmul_flops / found.pop("matmul").median
             for competitor, measured in found.items():
+                speed = workload.flops / measured.median
                 rows.append(
                     {
                         "workload": workload.name,
                         "kernel": competitor,
                         "median_ms": measured.median * 1e3,
                         "min_ms": measured.minimum * 1e3,
-                        "gflops": workload.flops / measured.median / 1e9,
-                        "ratio": found["sdpa"].median / measured.median,
+                        "gflops": speed / 1e9,
+                        "to_matmul": speed / ceiling,
+                        "ratio": sdpa / measured.median,
                         "rounds": measured.rounds,
                     }
                 )
     return rows
 
 
-def _table(rows: list[dict[str, Any]], device: str) -> Table:
-    conditions = machine.conditions(device)
-    numeric = ("median ms", "min ms", "GFLOP/s", "ratio", "rounds")
-    threads = f", {conditions['threads']} threads" if device == "cpu" else ""
-    made = console.table(
-        f"Attention on {conditions['hardware']}{threads}, torch {torch.__version__}",
-        *("workload", "kernel", *numeric),
-        right=numeric,
-    )
+def _table(rows: list[dict[str, Any]]) -> Table:
+    numeric = ("median ms", "min ms", "GFLOP/s", "to matmul", "ratio", "rounds")
+    made = console.table(*("workload", "kernel", *numeric), right=numeric)
     previous = ""
     for row in rows:
         made.add_row(
@@ -114,6 +121,7 @@ def _table(rows: list[dict[str, Any]], device: str) -> Table:
             f"{row['median_ms']:.3f}",
             f"{row['min_ms']:.3f}",
             f"{row['gflops']:.1f}",
+            f"{row['to_matmul']:.0%}",
             f"{row['ratio']:.2f}",
             str(row["rounds"]),
         )
@@ -138,13 +146,15 @@ def _draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
     for offset, kernel in enumerate(kernels):
         speeds = {row["workload"]: row["gflops"] for row in rows if row["kernel"] == kernel}
         places = [n + offset * height for n in range(len(workloads))]
-        bars = axes.barh(places, [speeds[name] for name in workloads], height * 0.9, label=kernel)
+        bars = axes.barh(
+            places, [speeds.get(name, 0.0) for name in workloads], height * 0.9, label=kernel
+        )
         axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     centre = height * (len(kernels) - 1) / 2
     axes.set_yticks([n + centre for n in range(len(workloads))], workloads)
     axes.invert_yaxis()
     axes.set(xlabel="useful GFLOP/s", title=machine.device_name(device))
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(kernels))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     console.out.print(f"wrote {path}", markup=False)

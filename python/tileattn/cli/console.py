@@ -17,12 +17,18 @@ out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False)
 
 
-def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """An empty table; the columns named in ``right`` are aligned right."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     return made
+
+
+def show(title: str, made: Table) -> None:
+    """The table below its title, which may be wider than it."""
+    out.print(title, style="italic", markup=False, soft_wrap=True)
+    out.print(made)
 
 
 def verdict(passed: bool) -> str:

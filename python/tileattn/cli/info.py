@@ -17,12 +17,13 @@ def info() -> None:
 
     Example: tileattn info
     """
-    facts = console.table("", "", "")
+    facts = console.table("", "")
     for name, value in _facts():
         facts.add_row(name, value)
     console.out.print(facts)
     console.out.print()
-    console.out.print(_capability_table())
+    title = "Capabilities (yes, or the number of the reason below)"
+    console.show(title, _capability_table())
     reasons = dict.fromkeys(cell.reason for cell in capabilities.table() if cell.reason)
     for number, reason in enumerate(reasons, 1):
         console.out.print(f"  {number}: {reason}", markup=False)
@@ -63,7 +64,7 @@ def _capability_table() -> Table:
     backends = (*capabilities.KERNEL_BACKENDS, "reference")
     cells = {(cell.feature, cell.backend): cell for cell in capabilities.table()}
     reasons = list(dict.fromkeys(cell.reason for cell in cells.values() if cell.reason))
-    made = console.table("Capabilities (yes, or the number of the reason below)", "", *backends)
+    made = console.table("", *backends)
     for feature in capabilities.FEATURES:
         row = [cells[feature, backend] for backend in backends]
         made.add_row(

@@ -92,7 +92,6 @@ def run(device: str) -> bool:
     dtypes = [name for name in DTYPES if not capabilities.why_not(device, name)]
     numeric = ("error", "torch's", "ratio", "allowed")
     made = console.table(
-        f"Kernels against the float64 reference on {machine.device_name(device)}",
         *("case", "dtype", "worst of", *numeric, "verdict"),
         right=numeric,
     )
@@ -109,7 +108,8 @@ def run(device: str) -> bool:
                 cells = ("-" if x != x else f"{x:.2g}" for x in figures)
                 made.add_row(case.name, dtype, name, *cells, console.verdict(worst.passed))
                 tell(n * len(dtypes) + m + 1)
-    console.out.print(made)
+    title = f"Kernels against the float64 reference on {machine.device_name(device)}"
+    console.show(title, made)
     total = len(CASES) * len(dtypes)
     console.out.print(f"{total - failed} of {total} cases are as exact as PyTorch.")
     return not failed

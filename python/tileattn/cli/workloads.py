@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from tileattn import attention, reference
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SDPA_BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 Function = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Self-attention of equal heads on standard normal inputs."""
+    """Self-attention on standard normal inputs."""
 
     length: int
     batch: int = 1
     heads: int = 8
+    heads_kv: int = 8
     dim: int = 64
     dtype: str = "fp32"
     causal: bool = False
@@ -32,12 +40,16 @@ class Workload:
     def name(self) -> str:
         parts = [
             self.dtype,
-            f"B{self.batch} H{self.heads} S{self.length} D{self.dim}",
+            f"B{self.batch} {self._heads} S{self.length} D{self.dim}",
             "causal" if self.causal else "",
             f"window {self.window}" if self.window else "",
             "fwd+bwd" if self.backward else "fwd",
         ]
         return " ".join(part for part in parts if part)
+
+    @property
+    def _heads(self) -> str:
+        return f"H{self.heads}" + (f"/{self.heads_kv}" if self.heads_kv != self.heads else "")
 
     @property
     def visible_pairs(self) -> int:
@@ -54,22 +66,28 @@ class Workload:
         return 2 * products * self.batch * self.heads * self.dim * self.visible_pairs
 
     def functions(self, device: str, flex: bool) -> dict[str, Function]:
-        """The competitors by name, each on the layout it likes best."""
+        """The competitors by name, each on the layout it likes best; ours is the first."""
         generator = torch.Generator().manual_seed(0)
-        shape = (self.batch, self.length, self.heads, self.dim)
-        ours = [
-            torch.randn(shape, generator=generator)
-            .to(device, DTYPES[self.dtype])
-            .requires_grad_(self.backward)
-            for _ in range(3)
-        ]
+
+        def normal(heads: int) -> Tensor:
+            drawn = torch.randn(self.batch, self.length, heads, self.dim, generator=generator)
+            return drawn.to(device, DTYPES[self.dtype]).requires_grad_(self.backward)
+
+        ours = [normal(heads) for heads in (self.heads, self.heads_kv, self.heads_kv)]
         heads_first = [
             t.detach().transpose(1, 2).contiguous().requires_grad_(self.backward) for t in ours
         ]
         found = {"tileattn": self._with_backward(self._tileattn(), ours)}
-        found["sdpa"] = self._with_backward(self._sdpa(device), heads_first)
+        peers = self._sdpa(device)
         if flex:
-            found["flex"] = self._with_backward(self._flex(device), heads_first)
+            peers["flex"] = self._flex(device)
+        for name, forward in peers.items():
+            try:
+                function = self._with_backward(forward, heads_first)
+                function()
+            except RuntimeError:  # torch has no kernel of this kind for the problem
+                continue
+            found[name] = function
         return found
 
     def _with_backward(self, forward: Callable[..., Tensor], inputs: list[Tensor]) -> Function:
@@ -86,20 +104,34 @@ class Workload:
     def _tileattn(self) -> Callable[..., Tensor]:
         return lambda q, k, v: attention(q, k, v, causal=self.causal, window=self.window)
 
-    def _sdpa(self, device: str) -> Callable[..., Tensor]:
+    def _sdpa(self, device: str) -> dict[str, Callable[..., Tensor]]:
+        """torch's own: the one there is on the CPU, every backend on a GPU."""
+        options: dict[str, Any] = {"enable_gqa": self.heads_kv != self.heads}
         if self.window is None:
-            return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        mask = reference.attention_mask(
-            self.length, self.length, causal=self.causal, window=self.window, device=device
-        )
-        return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            options["is_causal"] = self.causal
+        else:
+            options["attn_mask"] = reference.attention_mask(
+                self.length, self.length, causal=self.causal, window=self.window, device=device
+            )
+        if device == "cpu":
+            return {"sdpa": lambda q, k, v: scaled_dot_product_attention(q, k, v, **options)}
+
+        def restricted(backend: SDPBackend) -> Callable[..., Tensor]:
+            def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                with sdpa_kernel(backend):
+                    return scaled_dot_product_attention(q, k, v, **options)
+
+            return forward
+
+        return {f"sdpa {name}": restricted(backend) for name, backend in SDPA_BACKENDS.items()}
 
     def _flex(self, device: str) -> Callable[..., Tensor]:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
         compiled = torch.compile(flex_attention)
+        gqa = self.heads_kv != self.heads
         if self.window is None and not self.causal:
-            return lambda q, k, v: compiled(q, k, v)
+            return lambda q, k, v: compiled(q, k, v, enable_gqa=gqa)
         left, right = self.window or (self.length, self.length)
         right = 0 if self.causal else right
 
@@ -107,7 +139,14 @@ class Workload:
             return (j >= i - left) & (j <= i + right)
 
         blocks = create_block_mask(visible, None, None, self.length, self.length, device=device)
-        return lambda q, k, v: compiled(q, k, v, block_mask=blocks)
+        return lambda q, k, v: compiled(q, k, v, block_mask=blocks, enable_gqa=gqa)
+
+
+def matmul(dtype: str, device: str) -> tuple[Function, int]:
+    """A large square product in torch, the practical ceiling of dense kernels, and its FLOPs."""
+    size = 1536 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
+    return lambda: a @ b, 2 * size**3
 
 
 PRESETS: dict[str, tuple[Workload, ...]] = {
@@ -126,10 +165,15 @@ PRESETS: dict[str, tuple[Workload, ...]] = {
     ),
     "cpu-quick": (Workload(512), Workload(512, backward=True), Workload(1024, causal=True)),
     "cuda-dense": tuple(
-        Workload(length, 4, 16, 128, dtype, causal, None, backward)
-        for dtype in ("fp16", "bf16")
-        for length in (2048, 8192)
+        Workload(length, 16384 // length, 64, 8, dim, "bf16", causal, None, backward)
+        for dim in (64, 128, 256)
+        for length in (2048, 4096, 8192, 16384)
         for causal in (False, True)
+        for backward in (False, True)
+    ),
+    "cuda-flex": tuple(
+        Workload(4096, 4, 64, 8, 128, "bf16", causal, window, backward)
+        for causal, window in ((False, None), (True, None), (True, (256, 0)))
         for backward in (False, True)
     ),
 }

@@ -1,0 +1,133 @@
+"""What the CUDA kernels do, counted by the PTX simulator; no GPU is needed.
+
+    make sim-report                     # the table
+    make sim-report ARGS="--json FILE"  # and all counters as JSON
+    make sim-report ARGS="--record"     # and bank conflicts, which a test compares with, anew
+
+The problems are small and fixed: fp16, 256 tokens, forward and backward, dense and causal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from simulator import Simulator
+
+RECORD = Path(__file__).with_name("sim_counters.json")
+RECORD_HINT = 'make sim-report ARGS="--record"'
+DIMS = (64, 128, 256)
+TOKENS, HEADS = 256, 2
+
+# The counters of one kernel, as ptxsim_stats_json gives them; by problem, then by kernel.
+Counters = dict[str, Any]
+Measured = dict[str, dict[str, Counters]]
+
+
+def kernel_name(signature: str) -> str:
+    """The function's own name: no result type, namespaces, template arguments and parameters."""
+    return signature.split("(")[0].split("<")[0].split("::")[-1].split()[-1]
+
+
+def measure(simulator: Simulator) -> Measured:
+    """Runs every problem once."""
+    measured: Measured = {}
+    with simulator.configured(stats="collect", races=0, uninit=0):
+        simulator.counters()
+        for dim in DIMS:
+            generator = torch.Generator().manual_seed(dim)
+            shape = (1, TOKENS, HEADS, dim)
+            q, k, v, dout = (torch.randn(shape, generator=generator).half() for _ in range(4))
+            for causal in (False, True):
+                tail = (None, None, dim**-0.5, 0.0, -1, -1, 0, causal, False)
+                where = f"{'causal' if causal else 'dense'} {dim}"
+                out, lse = simulator.forward(q, k, v, None, None, None, *tail)
+                measured[f"forward {where}"] = _by_kernel(simulator)
+                simulator.backward(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
+                measured[f"backward {where}"] = _by_kernel(simulator)
+    return measured
+
+
+def _by_kernel(simulator: Simulator) -> dict[str, Counters]:
+    return {kernel_name(counters["kernel"]): counters for counters in simulator.counters()}
+
+
+def bank_conflicts(measured: Measured) -> dict[str, dict[str, int]]:
+    """What is recorded."""
+    return {
+        problem: {name: c["bank_conflict_wavefronts"] for name, c in kernels.items()}
+        for problem, kernels in measured.items()
+    }
+
+
+def regressions(now: dict[str, dict[str, int]], recorded: dict[str, dict[str, int]]) -> list[str]:
+    """Kernels with more bank conflicts than recorded; a new kernel should have none."""
+    return [
+        f"{problem}: {name} has {count} wavefronts of bank conflicts, recorded were {before}"
+        for problem, kernels in now.items()
+        for name, count in kernels.items()
+        if count > (before := recorded.get(problem, {}).get(name, 0))
+    ]
+
+
+def _table(measured: Measured) -> Table:
+    table = Table(
+        title=f"Kernels in the PTX simulator: fp16, {TOKENS} tokens, {HEADS} heads",
+        caption="instructions: of warps; sectors: 32 bytes; bank conflicts: extra wavefronts",
+    )
+    for heading in ("problem", "kernel"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (
+        "launches",
+        "instructions",
+        "tensor-core MFLOP",
+        "sectors read",
+        "sectors written",
+        "shared accesses",
+        "bank conflicts",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("most frequent", no_wrap=True)
+    for problem, kernels in measured.items():
+        for i, (name, c) in enumerate(kernels.items()):
+            total = sum(c["instructions"].values())
+            frequent = sorted(c["instructions"].items(), key=lambda item: -item[1])[:3]
+            table.add_row(
+                "" if i else problem,
+                name,
+                str(c["launches"]),
+                f"{total:,}",
+                f"{c['mma_flops'] / 1e6:,.1f}",
+                f"{c['global_read_sectors']:,}",
+                f"{c['global_write_sectors']:,}",
+                f"{c['shared_accesses']:,}",
+                f"{c['bank_conflict_wavefronts']:,}",
+                ", ".join(f"{kind} {100 * n / total:.0f}%" for kind, n in frequent),
+                end_section=i == len(kernels) - 1,
+            )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes all counters")
+    parser.add_argument("--record", action="store_true", help=f"writes {RECORD.name}")
+    arguments = parser.parse_args()
+    console = Console(width=None if Console().is_terminal else 180)
+    with console.status("running the kernels in the simulator"):
+        measured = measure(Simulator())
+    console.print(_table(measured))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(measured, indent=1) + "\n")
+    if arguments.record:
+        RECORD.write_text(json.dumps(bank_conflicts(measured), indent=1) + "\n")
+        console.print(f"recorded: {RECORD}")
+
+
+if __name__ == "__main__":
+    main()
