@@ -19,8 +19,8 @@ set(TILEATTN_CUDA_ARCHS "80;86;89;90a" CACHE STRING "Architectures to compile fo
 set(TILEATTN_ARCHS_OF_BUDGET_99 86 89)
 set(TILEATTN_ARCHS_OF_BUDGET_163 80 90a)
 
-# In a build for tests the rows of sm_90a are there whatever the architectures: the
-# PTX simulator runs them.
+# A build for tests has them whatever the architectures, for the PTX simulator and to
+# see what ptxas says of them.
 if(TILEATTN_TESTS OR "90a" IN_LIST TILEATTN_CUDA_ARCHS)
   set(TILEATTN_BUILDS_SM90 ON)
 else()
@@ -44,12 +44,8 @@ macro(tileattn_kernel_rows callback)
       endforeach()
     endforeach()
     if(TILEATTN_BUILDS_SM90)
-      set(archs "")
-      if("90a" IN_LIST TILEATTN_CUDA_ARCHS)
-        set(archs 90a)
-      endif()
       foreach(dim IN LISTS TILEATTN_DIMS_SM90_${TILEATTN_KERNELS}_${element})
-        cmake_language(CALL ${callback} forward 227 ${element} ${dim} "${archs}")
+        cmake_language(CALL ${callback} forward 227 ${element} ${dim} 90a)
       endforeach()
     endif()
   endforeach()

@@ -40,35 +40,32 @@ class VisibleScores {
     if (full && plain_) return problem_.scale * kLog2E;
     float derivative;  // the backward's matter
     if (!plain_)
-      each(products, key_tile,
-           [&](float& x, int query, int key) { x = scores_(x, query, key, derivative); });
+      for_each_element(products, key_tile, [&](float& x, int query, int key) {
+        x = scores_(x, query, key, derivative);
+      });
     if (!full)
-      each(products, key_tile,
-           [&](float& x, int query, int key) { x = pattern_.visible(query, key) ? x : -INFINITY; });
+      for_each_element(products, key_tile, [&](float& x, int query, int key) {
+        x = pattern_.visible(query, key) ? x : -INFINITY;
+      });
     return plain_ ? problem_.scale * kLog2E : kLog2E;
   }
 
  private:
-  /// Calls change(product, query, key) for this thread's elements.
+  /// Calls change(element, query, key) for this thread's elements of a tile.
   template <class Matrix, class Change>
-  CUTE_DEVICE void each(Matrix&& products, int key_tile, Change&& change) const {
+  CUTE_DEVICE void for_each_element(Matrix& products, int key_tile, Change&& change) const {
     CUTE_UNROLL
     for (int c = 0; c < size<1>(products); ++c) {
-      Tensor coordinates = element_coordinates();
+      // Where modifiers take registers, coordinates are computed afresh for each column.
+      int thread = kModifiers == Modifiers::kNone ? int(threadIdx.x) : fresh_thread_index();
+      Tensor coordinates = by_rows(typename Config::ScoreMma{}.get_slice(thread).partition_C(
+          make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
       int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
       __builtin_assume(key >= 0);
       CUTE_UNROLL
       for (int r = 0; r < size<0>(products); ++r)
         change(products(r, c), query_tile_ * Config::kQueries + get<0>(coordinates(r, 0)), key);
     }
-  }
-
-  /// The (row, column) of this thread's elements of a tile. Where modifiers take registers, each
-  /// call computes them afresh.
-  CUTE_DEVICE static auto element_coordinates() {
-    int thread = kModifiers == Modifiers::kNone ? int(threadIdx.x) : fresh_thread_index();
-    return by_rows(typename Config::ScoreMma{}.get_slice(thread).partition_C(
-        make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
   }
 
   const AttentionProblem& problem_;

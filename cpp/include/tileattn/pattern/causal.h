@@ -19,7 +19,7 @@ struct Causal {
   TILEATTN_HOST_DEVICE int diagonal(int query) const { return query + len_k - len_q; }
 
   TILEATTN_HOST_DEVICE bool visible(int query, int key) const {
-    return (key >= 0) & (key < imin(len_k, diagonal(query) + 1));  // no branch
+    return key >= 0 && key < len_k && key <= diagonal(query);
   }
 
   TILEATTN_HOST_DEVICE Walk keys_of(int query_tile, Tiling tiling) const {

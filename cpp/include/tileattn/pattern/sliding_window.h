@@ -29,11 +29,10 @@ struct SlidingWindow {
   TILEATTN_HOST_DEVICE int diagonal(int query) const { return query + len_k - len_q; }
 
   TILEATTN_HOST_DEVICE bool visible(int query, int key) const {
-    Range one = {query, query + 1}, window = window_keys(one);
-    // No && or ||: a GPU that need not branch decides faster.
-    bool in_window = (key >= window.begin) & (key < window.end);
-    bool in_sink = (key >= 0) & (key < sink_keys_end(one));
-    return in_window | in_sink;
+    int ahead = key - diagonal(query);
+    bool in_window = ahead >= -left && ahead <= right;
+    bool in_sink = key < sink_tokens && ahead <= sink_reach;
+    return key >= 0 && key < len_k && (in_window || in_sink);
   }
 
   TILEATTN_HOST_DEVICE Walk keys_of(int query_tile, Tiling tiling) const {
