@@ -52,6 +52,9 @@ def measure(simulator: Simulator) -> Measured:
                 where = f"{'causal' if causal else 'dense'} {dim}"
                 out, lse = FORWARD(q, k, v, None, None, None, *tail)
                 measured[f"forward {where}"] = _by_kernel(simulator)
+                with simulator.configured(capability=90, multiprocessors=2):
+                    FORWARD(q, k, v, None, None, None, *tail)
+                measured[f"forward {where} sm_90"] = _by_kernel(simulator)
                 BACKWARD(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
     return measured

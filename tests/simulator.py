@@ -6,7 +6,8 @@
 Inside, the operators ``torch.ops.tileattn.*`` on CPU tensors run the CUDA kernels instead of the
 CPU kernels, so that the whole Python layer and the torch binding are exercised with them.
 
-The libraries are those of a build with TILEATTN_TESTS=ON. Every check of the simulator is on.
+The libraries are those of a build with TILEATTN_TESTS=ON. Every check of the simulator is on, and
+it claims to be an sm_80 device unless it is ``configured`` otherwise.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tileattn._ops import SCHEMAS
 
 _BUILD = Path(__file__).parents[1] / "build/Release"
-_CHECKS = {"PTXSIM_UNINIT": "1", "PTXSIM_RACES": "1", "PTXSIM_BOUNDS": "strict"}
+_OPTIONS = {
+    "PTXSIM_UNINIT": "1",
+    "PTXSIM_RACES": "1",
+    "PTXSIM_BOUNDS": "strict",
+    "PTXSIM_CAPABILITY": "80",
+}
 
 
 class Simulator:
     """The CUDA kernels on the simulator; raises OSError where they do not load."""
 
     def __init__(self) -> None:
-        os.environ.update(_CHECKS)
+        os.environ.update(_OPTIONS)
         # Loaded first and globally, the simulator is what the kernels find as libcudart.
         self._runtime = ctypes.CDLL(str(_BUILD / "ptxsim/libptxsim.so"), mode=ctypes.RTLD_GLOBAL)
         self._runtime.ptxsim_stats_json.restype = ctypes.c_char_p

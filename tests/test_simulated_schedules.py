@@ -26,6 +26,16 @@ CASES = {
     "packed": Case(seqlens=((3, 17), (70, 5), (0, 4), (129, 65)), heads=2, heads_kv=1, dim=96),
     "split_keys": Case(batch=1, len_q=3, len_k=700, dim=64),
 }
+HOPPER = {
+    "dense": Case(**LONG | {"heads": 4, "heads_kv": 2}),
+    "causal": Case(**LONG | {"len_q": 300, "len_k": 411, "dim": 128}, options={"causal": True}),
+    "wide": Case(**LONG | {"len_k": 411, "dim": 256}, options={"causal": True}),
+    "window": Case(**LONG | {"len_k": 500}, options={"window": (90, 3), "sink_tokens": 70}),
+    "value_dim": Case(**LONG | {"dim": 40}, dim_v=128),
+    "empty_rows": Case(**LONG | {"len_q": 300, "len_k": 100}, options={"causal": True}),
+    "everything": CASES["everything"],
+    "packed": Case(seqlens=((3, 17), (270, 205), (0, 4), (129, 65)), tail=(9, 5), dim=128),
+}
 DETERMINISTIC = pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "fixed"])
 
 
@@ -45,6 +55,22 @@ def test_no_order_of_warps_and_copies_changes_the_result(
     for result in results[1:]:
         for output in ordered:
             assert torch.equal(result[output], results[0][output]), output
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 3])
+@pytest.mark.parametrize("name", HOPPER)
+def test_hopper_forward(name: str, multiprocessors: int, simulator: Simulator) -> None:
+    """Bit-equal whenever TMA and wgmma complete, in any order of warps."""
+    results = []
+    for seed, arrival in ((1, "late"), (2, "early"), (3, "wgmma"), (4, "load,store")):
+        device = {"capability": 90, "multiprocessors": multiprocessors, "stats": "collect"}
+        with simulator.kernels(), simulator.configured(seed=seed, async_=arrival, **device):
+            results.append(check(HOPPER[name], torch.float16, "cpu", with_grad=False))
+            (kernel,) = simulator.counters()
+            assert "forward_sm90_kernel" in kernel["kernel"]
+    for result in results[1:]:
+        for output, value in result.items():
+            assert torch.equal(value, results[0][output]), output
 
 
 @DETERMINISTIC

@@ -76,7 +76,7 @@ struct ForwardSm90Tile {
     constexpr bool kWindow = std::is_same_v<Pattern, SlidingWindow>;
     constexpr bool kDense = std::is_same_v<Pattern, Dense>;
     if constexpr (kDim == 64) {
-      return ForwardSm90Config<Element, kDim, 3, kPlain ? 128 : 96, 4>{};
+      return ForwardSm90Config<Element, kDim, 3, kPlain && !kWindow ? 128 : 96, 4>{};
     } else if constexpr (kDim == 128) {
       return ForwardSm90Config<Element, kDim, 2, kPlain ? (kDense ? 176 : 128) : 112, 2>{};
     } else {
