@@ -37,7 +37,7 @@ def kernel_name(signature: str) -> str:
 def measure(simulator: Simulator) -> Measured:
     """Runs every problem once."""
     measured: Measured = {}
-    with simulator.configured(stats="collect", races=0, uninit=0):
+    with simulator.configured(stats="collect", races=0, uninit=0, capability=80):
         simulator.counters()
         for dim in DIMS:
             generator = torch.Generator().manual_seed(dim)
@@ -50,6 +50,9 @@ def measure(simulator: Simulator) -> Measured:
                 measured[f"forward {where}"] = _by_kernel(simulator)
                 simulator.backward(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
+                with simulator.configured(capability=90, multiprocessors=2):
+                    simulator.forward(q, k, v, None, None, None, *tail)
+                measured[f"forward {where} on Hopper"] = _by_kernel(simulator)
     return measured
 
 

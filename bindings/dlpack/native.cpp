@@ -50,6 +50,7 @@ nb::list cuda_kernels() {
     row["op"] = built.op;
     row["dtype"] = built.dtype == DType::kFloat16 ? "float16" : "bfloat16";
     row["dim"] = built.dim;
+    row["capability"] = built.capability;
     row["shared_limit"] = built.shared_limit;
     row["shared_bytes"] = built.shared_bytes;
     rows.append(row);
@@ -71,7 +72,7 @@ NB_MODULE(_native, module) {
   module.def(
       "cuda_kernels", &cuda_kernels,
       "The CUDA kernels in this installation, as dicts: op, dtype, dim (the largest head dim),\n"
-      "shared_limit (bytes of shared memory a block of the device must be able to have) and\n"
+      "capability (80 or more, or 90 exactly), shared_limit (bytes of shared memory a block of the device must be able to have) and\n"
       "shared_bytes (what a block takes). Empty without CUDA kernels.");
   module.def("tile_covers", &tile_covers_array, nb::arg("len_q"), nb::arg("len_k"),
              nb::arg("tile_q"), nb::arg("tile_k"), nb::kw_only(), nb::arg("left") = -1,
