@@ -24,8 +24,8 @@ ptxas info    : Compiling entry function '_Z3badv' for 'sm_80'
 ptxas info    : Function properties for _Z3badv
     24 bytes stack frame, 20 bytes spill stores, 16 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers, 24 bytes cumulative stack size
-ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due \
-to insufficient register resources for the wgmma pipeline in the function '_Z4slowv'
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized \
+due to insufficient register resources for the wgmma pipeline in the function '_Z4slowv'
 ptxas info    : Compiling entry function '_Z4slowv' for 'sm_90a'
 ptxas info    : Function properties for _Z4slowv
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
