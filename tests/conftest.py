@@ -62,7 +62,7 @@ def torch_device(request: pytest.FixtureRequest) -> str:
 # several tiles each, and keys are not split: that is the sm_80 kernels' matter.
 SIMULATED = {
     "simulated": {"capability": 80},
-    "simulated_sm90": {"capability": 90, "multiprocessors": 2},
+    "simulated_hopper": {"capability": 90, "multiprocessors": 2},
 }
 
 

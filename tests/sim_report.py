@@ -54,7 +54,7 @@ def measure(simulator: Simulator) -> Measured:
                 measured[f"forward {where}"] = _by_kernel(simulator)
                 with simulator.configured(capability=90, multiprocessors=2):
                     FORWARD(q, k, v, None, None, None, *tail)
-                measured[f"forward {where} sm_90"] = _by_kernel(simulator)
+                measured[f"forward {where} on Hopper"] = _by_kernel(simulator)
                 BACKWARD(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
     return measured

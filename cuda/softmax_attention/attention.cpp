@@ -72,7 +72,8 @@ const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
 template <class Problem>
 void list(const char* op, KernelRows<Problem> rows, std::vector<BuiltKernels>& to) {
   for (auto* row = rows.begin; row != rows.end; ++row)
-    to.push_back({op, row->dtype, row->dim, bytes_of(row->budget), row->kernels.shared_bytes});
+    to.push_back({op, row->dtype, row->dim, static_cast<int>(row->architecture),
+                  bytes_of(row->budget), row->kernels.shared_bytes});
 }
 
 }  // namespace

@@ -79,9 +79,9 @@ CUTE_DEVICE void named_barrier_arrive(int id, int threads) {
 template <int kStages>
 struct Place {
   static_assert((kStages & (kStages - 1)) == 0);
-  int count = 0;
+  unsigned count = 0;
 
-  CUTE_DEVICE int stage() const { return count % kStages; }
+  CUTE_DEVICE int stage() const { return int(count % kStages); }
   CUTE_DEVICE unsigned phase() const { return count / kStages % 2; }
   CUTE_DEVICE Place operator++(int) { return {count++}; }
 };

@@ -38,6 +38,7 @@ CUTE_DEVICE void init_barriers(ForwardSm90Shared<Config>& shared) {
 
 template <class Config, class Pattern>
 CUTE_DEVICE void produce(const ForwardSm90Params& params, ForwardSm90Shared<Config>& shared) {
+  // One warp brings keys and values, one queries.
   enum Role { kKeys, kQueries };
   int warp = cutlass::canonical_warp_idx_sync() % 4;
   if (warp > kQueries || !elect_one_sync()) return;

@@ -148,7 +148,7 @@ class ConsumerSm90 {
     // When the values of all tiles before `next` are in out: makes it ready for those of `next`.
     auto finish_values = [&](Place next, const auto& rescale) {
       wait_for_product<0>(out);
-      if (next.count > first.count) use_up(shared_.v_ring, {next.count - 1});
+      if (next.count != first.count) use_up(shared_.v_ring, {next.count - 1});
       softmax.rescale(by_rows(out), rescale);
       round_pairs(scores, weights);
     };

@@ -7,6 +7,9 @@
 // round takes the shortest of the next.
 #pragma once
 
+#include <algorithm>
+#include <stdexcept>
+
 #include "tile.cuh"
 
 namespace tileattn::cuda {
@@ -39,16 +42,17 @@ struct Schedule {
 inline Schedule make_schedule(const AttentionProblem& problem, int tile, std::int64_t l2_bytes) {
   TileSlots slots = query_slots(problem, tile);
   bool packed = problem.cu_seqlens_q != nullptr;
+  int tiles = packed ? slots.count() : slots.tiles();
+  std::int64_t pairs = std::int64_t{packed ? 1 : problem.batch} * problem.heads_kv;
+  int group = problem.heads_q / problem.heads_kv;
+  if (pairs * group * tiles > 1 << 30) throw std::runtime_error("tileattn: too many tiles");
+
   constexpr int kElementBytes = 2;
-  std::int64_t keys_bytes =
-      std::int64_t{problem.len_k} * (problem.dim + problem.dim_v) * kElementBytes;
-  int pairs = (packed ? 1 : problem.batch) * problem.heads_kv;
+  std::int64_t bytes = std::int64_t{problem.len_k} * (problem.dim + problem.dim_v) * kElementBytes;
   // Half of the L2, for queries and results pass through it as well.
-  std::int64_t together =
-      std::max<std::int64_t>(1, l2_bytes / 2 / std::max<std::int64_t>(1, keys_bytes));
-  return {packed ? slots.count() : slots.tiles(), pairs,
-          int(std::min<std::int64_t>(together, std::max(1, pairs))),
-          problem.heads_q / problem.heads_kv, problem.heads_kv};
+  std::int64_t fitting = l2_bytes / 2 / std::max<std::int64_t>(1, bytes);
+  std::int64_t together = std::max<std::int64_t>(1, std::min(fitting, pairs));
+  return {tiles, int(pairs), int(together), group, problem.heads_kv};
 }
 
 /// Calls visit(sequence, head, query tile) for the work of this block.

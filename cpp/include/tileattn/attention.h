@@ -90,6 +90,7 @@ struct BuiltKernels {
   const char* op;  // "forward" or "backward"
   DType dtype;
   int dim;
+  int capability;    // of the devices they are for: 80 (and later ones), or 90 exactly
   int shared_limit;  // bytes of shared memory that a block of the device must be able to have
   int shared_bytes;  // and what the largest of the kernels takes
 };
