@@ -83,9 +83,17 @@ def test_compile_reports_bad_window() -> None:
     torch.compiler.reset()
     q = torch.zeros(1, 8, 6, 2, 16)
     compiled = torch.compile(neighborhood_attention, fullgraph=True, backend="eager")
-    assert compiled(q, q, q, window=5).shape == q.shape
     with pytest.raises(Exception, match="window is 7 on axis 1"):
         compiled(q, q, q, window=7)
+
+
+def test_compiled_code_follows_window_and_grid() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(neighborhood_attention, fullgraph=True, backend="aot_eager")
+    for grid, window in (((8, 6), 5), ((8, 6), 3), ((9, 7), 4), ((10, 7), (2, 6))):
+        q = torch.randn(1, *grid, 2, 16)
+        expected = neighborhood_attention(q, q, q, window=window)
+        torch.testing.assert_close(compiled(q, q, q, window=window), expected)
 
 
 @pytest.mark.parametrize("target", [torch.bfloat16, torch.float16])

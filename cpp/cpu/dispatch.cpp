@@ -13,6 +13,7 @@
 #include "cpu/sequences.h"
 #include "tileattn/attention.h"
 #include "tileattn/pattern/dispatch.h"
+#include "tileattn/planner.h"
 
 namespace tileattn::cpu {
 
@@ -70,6 +71,17 @@ void check(const AttentionProblem& p) {
     throw std::invalid_argument("heads_kv must divide heads_q");
   if ((p.cu_seqlens_q == nullptr) != (p.cu_seqlens_k == nullptr))
     throw std::invalid_argument("cu_seqlens_q and cu_seqlens_k go together");
+  if (p.neighborhood.rank == 0) {
+    if (p.extra_keys != 0) throw std::invalid_argument("extra keys go with a neighborhood");
+    return;
+  }
+  planner::check(p.neighborhood);
+  std::int64_t tokens = 1;
+  for (const auto& axis : p.neighborhood.axis) tokens *= axis.length;
+  if (tokens != p.len_q || tokens != p.len_k)
+    throw std::invalid_argument("len_q and len_k must count the tokens of the grid");
+  if (p.softcap != 0 || p.alibi_slopes || p.bias.data || p.sinks || p.cu_seqlens_q)
+    throw std::invalid_argument("softcap, ALiBi, bias, sinks and cu_seqlens do not go with a grid");
 }
 
 const PatternKernels& kernels_for(const AttentionProblem& p) {
