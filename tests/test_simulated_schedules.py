@@ -26,6 +26,10 @@ CASES = {
     "one_stage": Case(**LONG | {"dim": 256}),
     "packed": Case(seqlens=((3, 17), (70, 5), (0, 4), (129, 65)), heads=2, heads_kv=1, dim=96),
     "split_keys": Case(batch=1, len_q=3, len_k=700, dim=64),
+    **{
+        f"dim_{dim}": Case(**LONG | {"dim": dim}, options={"causal": True})
+        for dim in (32, 96, 128, 192)
+    },
 }
 # Several query tiles and rounds through the rings of every Hopper kernel.
 HOPPER = {"batch": 1, "len_q": 331, "len_k": 523, "heads": 2, "heads_kv": 1}
@@ -74,8 +78,10 @@ def test_no_order_of_warps_and_copies_changes_the_result(
 def test_kernels_of_small_devices(dim: int, deterministic: bool, simulator: Simulator) -> None:
     """sm_86 and sm_89 grant a block 99 KiB of shared memory, and have kernels of their own."""
     case = Case(**LONG | {"dim": dim}, options={"causal": True, "deterministic": deterministic})
-    with simulator.kernels(), simulator.configured(capability=86):
-        check(case, torch.float16, "cpu")
+    for seed, arrival in ((1, "late"), (2, "early"), (3, "late")):
+        device = {"capability": 86, "seed": seed, "async_": arrival}
+        with simulator.kernels(), simulator.configured(**device):
+            check(case, torch.float16, "cpu")
 
 
 @pytest.mark.parametrize("name", ["everything", "one_stage", "split_keys"])
