@@ -9,12 +9,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/Release
 
-# A development build compiles a few kernels for one architecture.
+# A development build makes machine code of the float16 kernels, for one architecture.
 export TILEATTN_KERNELS ?= dev
 export TILEATTN_CUDA_ARCHS ?= 80
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake tests/ptxsim tests/simulated_cpu.cpp)
+SOURCES := $(shell find CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake tests/ptxsim tests/simulated_cpu.cpp -type f)
+FORMATTED := find bindings cpp cuda tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
 .PHONY: demo test lint format cpp-test python-test sim-report gpu-check wheel clean
 .DELETE_ON_ERROR:
@@ -42,12 +43,12 @@ lint: $(VENV)/requirements
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(FORMATTED) | xargs $(BIN)/clang-format --dry-run -Werror
 
 format: $(VENV)/requirements
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
+	$(FORMATTED) | xargs $(BIN)/clang-format -i
 
 cpp-test: $(VENV)/installed
 	@test -x $(BUILD)/cpp/tests/tileattn_cpp_tests || echo "C++ tests: left out (no GoogleTest; Debian: libgtest-dev)"

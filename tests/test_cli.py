@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -117,13 +116,28 @@ def test_piped_output_is_plain() -> None:
     assert "\x1b" not in done.stdout
 
 
+LONG_BENCH = """
+import signal, sys
+from tileattn.cli import main, timing
+
+def tell_and_measure(*arguments, measure=timing.interleave):
+    print("measuring", flush=True)
+    return measure(*arguments)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs begin without one
+timing.interleave = tell_and_measure
+sys.argv = ["tileattn", "bench", "-n", "256", "--seconds", "600"]
+main()
+"""
+
+
 def test_interrupt_exits_with_130() -> None:
     """Ctrl-C during a long measurement: no traceback."""
-    command = [sys.executable, "-m", "tileattn", "bench", "-n", "256", "--seconds", "60"]
+    command = [sys.executable, "-c", LONG_BENCH]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        time.sleep(8)
+        assert process.stdout and process.stdout.readline() == b"measuring\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert b"Traceback" not in errors
 
