@@ -39,13 +39,16 @@ class Simulator:
 
     def __init__(self) -> None:
         os.environ.update(_OPTIONS)
-        # Loaded first and globally, the simulator is what the kernels find as libcudart.
-        self._runtime = ctypes.CDLL(str(_BUILD / "ptxsim/libptxsim.so"), mode=ctypes.RTLD_GLOBAL)
-        self._runtime.ptxsim_stats_json.restype = ctypes.c_char_p
+        self._runtime = ctypes.CDLL(str(_BUILD / "ptxsim/libptxsim.so"))
+        for function in (self._runtime.ptxsim_stats_json, self._runtime.ptxsim_kernel_names):
+            function.restype = ctypes.c_char_p
         self._library = torch.library.Library("tileattn_simulated", "DEF")
         for schema in SCHEMAS:
             self._library.define(schema)
-        torch.ops.load_library(str(_BUILD / "_torch_simulated.so"))
+        # A torch with CUDA has loaded the real runtime; the kernels must find the simulator first.
+        self._kernels = ctypes.CDLL(
+            str(_BUILD / "_torch_simulated.so"), mode=os.RTLD_NOW | os.RTLD_DEEPBIND
+        )
         self.calls = 0
 
     @contextmanager
@@ -69,6 +72,10 @@ class Simulator:
                 del os.environ[name]
             os.environ.update(before)
             self._runtime.ptxsim_reload_options()
+
+    def kernel_names(self) -> set[str]:
+        """The signatures of all kernels of the library, as the counters name them."""
+        return set(self._runtime.ptxsim_kernel_names().decode().splitlines())
 
     def counters(self) -> list[dict[str, Any]]:
         """What each kernel has done since the last call, inside ``configured(stats="collect")``."""

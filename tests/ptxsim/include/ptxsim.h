@@ -15,6 +15,9 @@ void ptxsim_reload_options(void);
 void ptxsim_register_range(void* begin, size_t bytes);
 void ptxsim_unregister_range(void* begin);
 
+// The kernels of the program, a line each; the text is valid until the next call.
+const char* ptxsim_kernel_names(void);
+
 // What the last failed launch reported.
 const char* ptxsim_last_report(void);
 

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 
 #include "fatbin.h"
 #include "machine.h"
@@ -208,6 +209,15 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* f)
 cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSuccess; }
 
 // --- the simulator's own interface
+
+const char* ptxsim_kernel_names() {
+  std::set<std::string> names;  // a kernel may be in several binaries
+  for (const auto& [key, function] : runtime().functions) names.insert(readable_name(function.name));
+  static std::string text;
+  text.clear();
+  for (const auto& name : names) text += name + '\n';
+  return text.c_str();
+}
 
 const char* ptxsim_last_report() { return runtime().report.c_str(); }
 
