@@ -1,8 +1,8 @@
-# make demo   sentence embeddings with tileattn attention, then `tileattn verify`
-# make test   lint, C++ tests, Python tests
+# make demo        sentence embeddings with tileattn attention, then `tileattn verify`
+# make test        lint, C++ tests, Python tests
 # make sim-report  counters of the CUDA kernels in the PTX simulator
-# make gpu-check  tests, compute-sanitizer and benchmarks on the GPU of this machine
-# make wheel  the wheel for everyone: all kernels, all architectures
+# make gpu-check   tests, compute-sanitizer and benchmarks on the GPU of this machine
+# make wheel       the wheel for everyone: all kernels, all architectures
 # Each sets up what it needs in .venv and build/, and reuses it the next time.
 PYTHON ?= python3
 VENV := .venv
@@ -14,11 +14,9 @@ export TILEATTN_KERNELS ?= dev
 export TILEATTN_CUDA_ARCHS ?= 80
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake)
+SOURCES := $(shell git ls-files -co --exclude-standard -- CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake tests/ptxsim tests/simulated_cpu.cpp)
 
 .PHONY: demo test lint format cpp-test python-test sim-report gpu-check wheel clean
-=======
-.PHONY: demo test lint format cpp-test python-test sim-report wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed

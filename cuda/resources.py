@@ -12,12 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
+# Of wgmma made serial and of setmaxnreg ignored; compile.sh makes it an error.
+_REMARK = re.compile(r"\(C75\d\d\).*")
 _SHARED = re.compile(r"(\d+) bytes smem")
 
 
@@ -37,12 +39,16 @@ class Kernel:
     stack: int = 0
     shared: int = 0
     launch_shared: int | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 def parse(log: str) -> Iterator[Kernel]:
     """The kernels of one log, with mangled names."""
     kernel, in_entry = None, False
+    remarks: list[str] = []
     for line in log.splitlines():
+        if remark := _REMARK.search(line):
+            remarks.append(remark[0])
         if entry := _ENTRY.search(line):
             kernel = Kernel(*entry.groups())
         elif "Function properties for" in line:
@@ -54,6 +60,7 @@ def parse(log: str) -> Iterator[Kernel]:
             kernel.registers = int(used[1])
             shared = _SHARED.search(line)
             kernel.shared = int(shared[1]) if shared else 0
+            kernel.remarks, remarks = remarks, []
             yield kernel
             kernel = None
 

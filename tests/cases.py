@@ -17,7 +17,7 @@ from torch import Tensor
 from tileattn import attention, reference
 
 DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks")
+DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks", "extra_keys", "extra_values")
 
 Kernel = Callable[..., Any]
 Tensors = dict[str, Tensor]
@@ -122,15 +122,21 @@ def sink_gradient(
     return -(weight * delta).flatten(0, -2).sum(0)
 
 
-def compare(tensors: Tensors, options: dict[str, Any], actual: Tensors, with_grad: bool) -> None:
+def compare(
+    tensors: Tensors,
+    options: dict[str, Any],
+    actual: Tensors,
+    with_grad: bool,
+    truth: Kernel = reference.attention,
+) -> None:
     """Every result against the reference in float64, by the error of the same-dtype reference."""
     dtype = tensors["q"].dtype
     gradients = upstream(actual["out"], actual["lse"]) if with_grad else None
     options = {name: value for name, value in options.items() if name != "deterministic"}
-    exact = run(reference.attention, tensors, options, gradients, torch.float64)
-    own = run(reference.attention, tensors, options | {"compute_dtype": dtype}, gradients)
+    exact = run(truth, tensors, options, gradients, torch.float64)
+    own = run(truth, tensors, options | {"compute_dtype": dtype}, gradients)
     # lse is float32 in every kernel, so its peer computes in float32.
-    own["lse"] = run(reference.attention, tensors, options, None)["lse"]
+    own["lse"] = run(truth, tensors, options, None)["lse"]
     assert actual["out"].dtype == dtype and actual["lse"].dtype == torch.float32
     for name in exact:
         ratio = GRADIENT_RATIO if name.startswith("d") else OUT_RATIO

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from simulator import Simulator
 
 RECORD = Path(__file__).with_name("sim_counters.json")
 RECORD_HINT = 'make sim-report ARGS="--record"'
-DIMS = (64, 128, 256)
+DIMS = (64, 96, 128, 256)
 TOKENS, HEADS = 256, 2
+FORWARD = torch.ops.tileattn.attention_forward
+BACKWARD = torch.ops.tileattn.attention_backward
 
 # The counters of one kernel, as ptxsim_stats_json gives them; by problem, then by kernel.
 Counters = dict[str, Any]
@@ -37,7 +41,7 @@ def kernel_name(signature: str) -> str:
 def measure(simulator: Simulator) -> Measured:
     """Runs every problem once."""
     measured: Measured = {}
-    with simulator.configured(stats="collect", races=0, uninit=0):
+    with simulator.kernels(), simulator.configured(stats="collect", races=0, uninit=0):
         simulator.counters()
         for dim in DIMS:
             generator = torch.Generator().manual_seed(dim)
@@ -46,9 +50,12 @@ def measure(simulator: Simulator) -> Measured:
             for causal in (False, True):
                 tail = (None, None, dim**-0.5, 0.0, -1, -1, 0, causal, False)
                 where = f"{'causal' if causal else 'dense'} {dim}"
-                out, lse = simulator.forward(q, k, v, None, None, None, *tail)
+                out, lse = FORWARD(q, k, v, None, None, None, *tail)
                 measured[f"forward {where}"] = _by_kernel(simulator)
-                simulator.backward(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
+                with simulator.configured(capability=90, multiprocessors=2):
+                    FORWARD(q, k, v, None, None, None, *tail)
+                measured[f"forward {where} on Hopper"] = _by_kernel(simulator)
+                BACKWARD(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
     return measured
 
@@ -113,6 +120,24 @@ def _table(measured: Measured) -> Table:
     return table
 
 
+def _conflicts(measured: Measured) -> Table:
+    """Opcodes with bank conflicts, and their source lines where compiled with -lineinfo."""
+    table = Table(title="Bank conflicts by instruction")
+    for heading in ("problem", "kernel", "instruction"):
+        table.add_column(heading)
+    table.add_column("wavefronts", justify="right")
+    for problem, kernels in measured.items():
+        for name, c in kernels.items():
+            by_opcode: dict[str, int] = {}
+            for text, count in c["bank_conflicts_at"].items():
+                source = re.search(r"  \[[^]]+:\d+\]$", text)
+                opcode = text.split()[0] + (source.group() if source else "")
+                by_opcode[opcode] = by_opcode.get(opcode, 0) + count
+            for opcode, count in sorted(by_opcode.items(), key=lambda item: -item[1]):
+                table.add_row(problem, name, escape(opcode), f"{count:,}")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes all counters")
@@ -122,6 +147,8 @@ def main() -> None:
     with console.status("running the kernels in the simulator"):
         measured = measure(Simulator())
     console.print(_table(measured))
+    if (conflicts := _conflicts(measured)).row_count:
+        console.print(conflicts)
     if arguments.json:
         arguments.json.write_text(json.dumps(measured, indent=1) + "\n")
     if arguments.record:

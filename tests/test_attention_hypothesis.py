@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from cases import Case, check
 from hypothesis import HealthCheck, given, settings
@@ -63,8 +64,9 @@ def test_random_cases(case: Case, seed: int, dtype: torch.dtype, torch_device: s
     check(case, dtype, torch_device, seed=seed)
 
 
+@pytest.mark.parametrize("capability", [80, 90])
 @given(case=cases())
 @settings(SETTINGS, max_examples=8)
-def test_random_cases_simulated(case: Case, simulator: Simulator) -> None:
-    with simulator.kernels():
+def test_random_cases_simulated(case: Case, capability: int, simulator: Simulator) -> None:
+    with simulator.kernels(), simulator.configured(capability=capability):
         check(case, torch.float16, "cpu")

@@ -13,7 +13,8 @@ import pytest
 from tileattn import _native
 
 ROOT = Path(__file__).parents[1]
-# Logs of real compilations, shortened: one kernel that is fine and one that spills.
+# Logs of real compilations, shortened: one kernel that is fine, one that spills, and one whose
+# wgmma became serial.
 LOG = """\
 ptxas info    : Compiling entry function '_Z4goodv' for 'sm_80'
 ptxas info    : Function properties for _Z4goodv
@@ -23,6 +24,12 @@ ptxas info    : Compiling entry function '_Z3badv' for 'sm_80'
 ptxas info    : Function properties for _Z3badv
     24 bytes stack frame, 20 bytes spill stores, 16 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers, 24 bytes cumulative stack size
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized \
+due to insufficient register resources for the wgmma pipeline in the function '_Z4slowv'
+ptxas info    : Compiling entry function '_Z4slowv' for 'sm_90a'
+ptxas info    : Function properties for _Z4slowv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers
 """
 
 Kernels = list[dict[str, Any]]
@@ -45,13 +52,15 @@ def spilling(kernels: Kernels) -> list[str]:
     ]
 
 
-def test_a_spill_is_found(tmp_path: Path) -> None:
+def test_spills_and_remarks_are_found(tmp_path: Path) -> None:
     (tmp_path / "cuda").mkdir()
     (tmp_path / "cuda/kernels.log").write_text(LOG)
     kernels = resources(tmp_path)
-    assert [k["registers"] for k in kernels] == [168, 255]
+    assert [k["registers"] for k in kernels] == [168, 255, 168]
     (bad,) = spilling(kernels)
     assert "20 bytes stored, 16 loaded" in bad
+    (slow,) = [k for k in kernels if k["remarks"]]
+    assert slow["registers"] == 168 and "serialized" in slow["remarks"][0]
 
 
 def test_no_kernel_spills() -> None:
@@ -60,3 +69,5 @@ def test_no_kernel_spills() -> None:
     kernels = resources(ROOT / "build/Release")
     assert kernels, "CUDA kernels were built, but no log tells of them"
     assert spilling(kernels) == []
+    assert [k["remarks"] for k in kernels if k["remarks"]] == []
+    assert any(k["arch"] == "sm_90a" for k in kernels), "a build for tests has Hopper's kernels"

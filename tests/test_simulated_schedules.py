@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import Case, check
+from sim_report import kernel_name
 from simulator import Simulator
 
 from tileattn import attention
@@ -25,7 +26,31 @@ CASES = {
     "one_stage": Case(**LONG | {"dim": 256}),
     "packed": Case(seqlens=((3, 17), (70, 5), (0, 4), (129, 65)), heads=2, heads_kv=1, dim=96),
     "split_keys": Case(batch=1, len_q=3, len_k=700, dim=64),
+    **{
+        f"dim_{dim}": Case(**LONG | {"dim": dim}, options={"causal": True})
+        for dim in (32, 96, 128, 192)
+    },
 }
+# Several query tiles and rounds through the rings of every Hopper kernel.
+HOPPER = {"batch": 1, "len_q": 331, "len_k": 523, "heads": 2, "heads_kv": 1}
+EVERYTHING = {"bias": "hq", "alibi": "h", "sinks": True}
+HOPPER_CASES = {
+    "dense": Case(**HOPPER),
+    "causal": Case(**HOPPER, options={"causal": True}),
+    "window": Case(**HOPPER, options={"window": (90, 20), "sink_tokens": 5}),
+    "everything": Case(
+        **HOPPER, **EVERYTHING, options={"softcap": 5.0, "causal": True, "window": (150, 0)}
+    ),
+    "packed": Case(
+        seqlens=((3, 17), (170, 5), (0, 4), (9, 0), (129, 265)),
+        tail=(5, 7),
+        heads=4,
+        heads_kv=2,
+        options={"causal": True},
+    ),
+    "empty_rows": Case(batch=2, len_q=300, len_k=40, heads=2, options={"causal": True}),
+}
+HOPPER_DIMS = pytest.mark.parametrize("dim", [64, 128, 256])
 DETERMINISTIC = pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "fixed"])
 
 
@@ -39,7 +64,8 @@ def test_no_order_of_warps_and_copies_changes_the_result(
     case = Case(**vars(CASES[name]) | {"options": options})
     results = []
     for seed, arrival in ((1, "late"), (2, "early"), (3, "late"), (4, "early")):
-        with simulator.kernels(), simulator.configured(seed=seed, async_=arrival):
+        options = {"seed": seed, "async_": arrival, "capability": 80}
+        with simulator.kernels(), simulator.configured(**options):
             results.append(check(case, torch.float16, "cpu"))
     ordered = [n for n in results[0] if deterministic or n in ("out", "lse", "dk", "dv")]
     for result in results[1:]:
@@ -52,14 +78,16 @@ def test_no_order_of_warps_and_copies_changes_the_result(
 def test_kernels_of_small_devices(dim: int, deterministic: bool, simulator: Simulator) -> None:
     """sm_86 and sm_89 grant a block 99 KiB of shared memory, and have kernels of their own."""
     case = Case(**LONG | {"dim": dim}, options={"causal": True, "deterministic": deterministic})
-    with simulator.kernels(), simulator.configured(capability=86):
-        check(case, torch.float16, "cpu")
+    for seed, arrival in ((1, "late"), (2, "early"), (3, "late")):
+        device = {"capability": 86, "seed": seed, "async_": arrival}
+        with simulator.kernels(), simulator.configured(**device):
+            check(case, torch.float16, "cpu")
 
 
 @pytest.mark.parametrize("name", ["everything", "one_stage", "split_keys"])
 def test_one_multiprocessor(name: str, simulator: Simulator) -> None:
     """The keys are never split: one block walks over all of them."""
-    with simulator.kernels(), simulator.configured(multiprocessors=1):
+    with simulator.kernels(), simulator.configured(multiprocessors=1, capability=80):
         check(CASES[name], torch.bfloat16, "cpu", with_grad=False)
 
 
@@ -76,14 +104,77 @@ def test_offsets_outside_of_the_tokens_are_clamped(
     q, k, v = tensors["q"], tensors["k"], tensors["v"]
     cu = torch.tensor(offsets, dtype=torch.int32)
     tail = (cu, cu, 0.1, 0.0, -1, -1, 0, False, deterministic)
-    out, lse = simulator.forward(q, k, v, None, None, None, *tail)
-    simulator.backward(q, None, q, k, v, out, lse, None, None, None, *tail, False)
+    ops = torch.ops.tileattn
+    with simulator.kernels():
+        out, lse = ops.attention_forward(q, k, v, None, None, None, *tail)
+        ops.attention_backward(q, None, q, k, v, out, lse, None, None, None, *tail, False)
 
 
-def test_the_checks_are_on(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+@HOPPER_DIMS
+@pytest.mark.parametrize("name", HOPPER_CASES)
+def test_no_order_changes_the_result_on_hopper(name: str, dim: int, simulator: Simulator) -> None:
+    """Nor do the number of blocks, and by that what each has to do, and in which order."""
+    case = Case(**vars(HOPPER_CASES[name]) | {"dim": dim})
+    results = []
+    for blocks, seed, arrival in ((2, 1, "late"), (2, 2, "early"), (1, 3, "late"), (3, 4, "early")):
+        options = {"multiprocessors": blocks, "seed": seed, "async_": arrival}
+        with simulator.kernels(), simulator.configured(capability=90, **options):
+            results.append(check(case, torch.float16, "cpu", with_grad=False))
+    for result in results[1:]:
+        for output, value in results[0].items():
+            assert torch.equal(result[output], value), output
+
+
+@pytest.mark.parametrize("waits_for", ["wgmma", "load", "store"])
+def test_each_kind_of_late_work_on_hopper(waits_for: str, simulator: Simulator) -> None:
+    """Products, loads and stores of tiles take effect at their waits, the others at once."""
+    case = Case(**HOPPER, dim=128, options={"causal": True})
+    options = {"multiprocessors": 2, "capability": 90, "async_": waits_for}
+    with simulator.kernels(), simulator.configured(**options):
+        check(case, torch.bfloat16, "cpu", with_grad=False)
+
+
+def test_nan_of_one_sequence_stays_there(simulator: Simulator) -> None:
+    """A tile that a sequence ends in holds zeros behind the end, not the next sequence."""
+    case = Case(seqlens=((40, 50), (30, 70), (140, 150)), heads=2, heads_kv=1, dim=128)
+    clean = case.tensors(torch.float16, "cpu")
+    dirty = {name: tensor.clone() for name, tensor in clean.items()}
+    for name, rows in (("q", slice(40, 70)), ("k", slice(50, 120)), ("v", slice(50, 120))):
+        dirty[name][rows] = torch.nan
+    for capability in (80, 90):
+        with simulator.kernels(), simulator.configured(capability=capability):
+            expected, actual = (attention(**t, return_lse=True) for t in (clean, dirty))
+        for whole, part in zip(expected, actual, strict=True):
+            assert torch.equal(whole[:40], part[:40]) and torch.equal(whole[70:], part[70:])
+            assert bool(part[40:70].isnan().all())
+
+
+def _kernels_of(simulator: Simulator, case: Case, **tensors: torch.Tensor) -> set[str]:
+    """The names of the kernels that a forward launches."""
+    given = case.tensors(torch.float16, "cpu") | tensors
+    with simulator.kernels(), simulator.configured(stats="collect"):
+        simulator.counters()
+        attention(**given, **case.options)
+        return {kernel_name(counters["kernel"]) for counters in simulator.counters()}
+
+
+def test_the_kernel_that_the_device_calls_for_is_chosen(simulator: Simulator) -> None:
+    case, few_queries = Case(dim=64), Case(batch=1, len_q=3, len_k=2000, dim=64)
+    for capability in (80, 86, 89, 90):
+        with simulator.configured(capability=capability):
+            expected = "forward_sm90_kernel" if capability == 90 else "forward_kernel"
+            assert _kernels_of(simulator, case) == {expected}
+            # Where keys are split, everywhere.
+            assert _kernels_of(simulator, few_queries) == {"forward_kernel", "combine_kernel"}
+    # What the copy engine cannot be told of.
+    one_key = torch.randn(2, 1, 2, 64).half().expand(2, case.len_k, 2, 64)
+    with simulator.configured(capability=90):
+        assert _kernels_of(simulator, case, k=one_key) == {"forward_kernel"}
+
+
+def test_the_checks_are_on(simulator: Simulator) -> None:
     """A read of memory that the call does not own stops the kernel."""
-    run = simulator._run
-    monkeypatch.setattr(simulator, "_run", lambda which, p, owned: run(which, p, owned[1:]))
     tensors = Case(dim=64).tensors(torch.half, "cpu")
-    with simulator.kernels(), pytest.raises(RuntimeError, match="stopped by ptxsim"):
+    tensors["k"].untyped_storage().resize_(0)  # a tensor without memory
+    with simulator.kernels(), pytest.raises(RuntimeError, match="out of bounds"):
         attention(tensors["q"], tensors["k"], tensors["v"])

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "planner.h"
 #include "tile_covers.h"
 #include "tileattn/attention.h"
 #include "tileattn/pattern/dispatch.h"
@@ -50,6 +51,7 @@ nb::list cuda_kernels() {
     row["op"] = built.op;
     row["dtype"] = built.dtype == DType::kFloat16 ? "float16" : "bfloat16";
     row["dim"] = built.dim;
+    row["capability"] = built.capability;
     row["shared_limit"] = built.shared_limit;
     row["shared_bytes"] = built.shared_bytes;
     rows.append(row);
@@ -71,8 +73,9 @@ NB_MODULE(_native, module) {
   module.def(
       "cuda_kernels", &cuda_kernels,
       "The CUDA kernels in this installation, as dicts: op, dtype, dim (the largest head dim),\n"
-      "shared_limit (bytes of shared memory a block of the device must be able to have) and\n"
-      "shared_bytes (what a block takes). Empty without CUDA kernels.");
+      "capability (of the device: 80 or more, or 90 exactly), shared_limit (bytes of shared\n"
+      "memory a block of the device must be able to have) and shared_bytes (what a block takes).\n"
+      "Empty without CUDA kernels.");
   module.def("tile_covers", &tile_covers_array, nb::arg("len_q"), nb::arg("len_k"),
              nb::arg("tile_q"), nb::arg("tile_k"), nb::kw_only(), nb::arg("left") = -1,
              nb::arg("right") = -1, nb::arg("sink_tokens") = 0, nb::arg("causal") = false,
@@ -82,6 +85,7 @@ NB_MODULE(_native, module) {
   module.def("pattern_name", &pattern_name, nb::kw_only(), nb::arg("left") = -1,
              nb::arg("right") = -1, nb::arg("sink_tokens") = 0, nb::arg("causal") = false,
              "The C++ pattern that the kernels choose for these options.");
+  bind_planner(module);
 }
 
 }  // namespace tileattn

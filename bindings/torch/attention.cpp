@@ -263,13 +263,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
 }  // namespace
 }  // namespace tileattn::torch_binding
 
-STABLE_TORCH_LIBRARY_IMPL(tileattn, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(TILEATTN_OP_NAMESPACE, CPU, library) {
   library.impl("attention_forward", TORCH_BOX(&tileattn::torch_binding::attention_forward));
   library.impl("attention_backward", TORCH_BOX(&tileattn::torch_binding::attention_backward));
 }
 
 #ifdef TILEATTN_HAS_CUDA
-STABLE_TORCH_LIBRARY_IMPL(tileattn, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(TILEATTN_OP_NAMESPACE, CUDA, library) {
   library.impl("attention_forward", TORCH_BOX(&tileattn::torch_binding::attention_forward));
   library.impl("attention_backward", TORCH_BOX(&tileattn::torch_binding::attention_backward));
 }

@@ -10,56 +10,63 @@
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
-inline std::int64_t stat_index(const AttentionProblem& p, const Sequence& seq, int query,
-                               int head) {
-  return (seq.row + query) * p.heads_q + head;
+/// The index in lse and delta of row `r`.
+template <class Tiles>
+std::int64_t stat_index(const AttentionProblem& p, const Sequence& seq, const Tiles& tiles,
+                        const typename Tiles::Queries& queries, int r, int head) {
+  return (seq.row + tiles.token(queries, r)) * p.heads_q + head;
 }
 
-inline RowMajor dq_rows(const BackwardPlan& plan, const Sequence& seq, int chunk, int head,
-                        int query) {
+/// A tile's rows of dq in one chunk.
+template <class Tiles>
+RowMajor dq_rows(const BackwardPlan& plan, const Tiles& tiles,
+                 const typename Tiles::Queries& queries, int chunk, int head) {
   const AttentionProblem& p = *plan.problem;
   int dim = round_up(p.dim, kColumnGranule);
-  std::int64_t row = (std::int64_t{chunk} * p.heads_q + head) * plan.dq_rows + seq.row + query;
+  std::int64_t row =
+      (std::int64_t{chunk} * p.heads_q + head) * plan.dq_rows + tiles.dq_row(queries);
   return {plan.dq_chunks + row * dim, dim};
 }
 
 /// delta = rowsum(dout * out) - dlse, and dq starts at 0.
-inline void prepare_queries(const BackwardPlan& plan, Task task) {
+template <class Tiles>
+void prepare_queries(const BackwardPlan& plan, Task task) {
   const AttentionBackward& p = *plan.problem;
-  const Sequence& seq = *task.sequence;
-  float a[kMaxDim], b[kMaxDim];
-  Range queries = tokens_of(task.tile, kTile.queries, seq.len_q);
+  const Tiles tiles(p, *task.sequence);
+  const auto queries = tiles.queries(task.tile);
   for (int chunk = 0; chunk < plan.chunks; ++chunk) {
-    RowMajor dq = dq_rows(plan, seq, chunk, task.head, queries.begin);
+    RowMajor dq = dq_rows(plan, tiles, queries, chunk, task.head);
     fill(dq.data, queries.size() * dq.stride, 0.0f);
   }
-  for (int i = queries.begin; i < queries.end; ++i) {
-    load_row(rows_of(p.out, p.dtype, seq.batch, task.head, seq.q_begin + i).data, p.dtype, a,
-             p.dim_v, 1.0f);
-    load_row(rows_of(p.dout, p.dtype, seq.batch, task.head, seq.q_begin + i).data, p.dtype, b,
-             p.dim_v, 1.0f);
+  float a[kMaxDim], b[kMaxDim];
+  const auto out = tiles.rows(queries, p.out, task.head);
+  const auto dout = tiles.rows(queries, p.dout, task.head);
+  for (int r = 0; r < queries.size(); ++r) {
+    load_row(out.row(r), p.dtype, a, p.dim_v, 1.0f);
+    load_row(dout.row(r), p.dtype, b, p.dim_v, 1.0f);
     float lanes[8] = {};  // dim_v is a multiple of 8
     for (int d = 0; d < p.dim_v; d += 8)
       for (int l = 0; l < 8; ++l) lanes[l] += a[d + l] * b[d + l];
     float sum = 0;
     for (float lane : lanes) sum += lane;
-    std::int64_t index = stat_index(p, seq, i, task.head);
+    std::int64_t index = stat_index(p, *task.sequence, tiles, queries, r, task.head);
     p.delta[index] = sum - (p.dlse ? p.dlse[index] : 0.0f);
   }
 }
 
-inline void store_dq(const BackwardPlan& plan, Task task) {
+template <class Tiles>
+void store_dq(const BackwardPlan& plan, Task task) {
   const AttentionBackward& p = *plan.problem;
-  const Sequence& seq = *task.sequence;
-  Range queries = tokens_of(task.tile, kTile.queries, seq.len_q);
-  for (int i = queries.begin; i < queries.end; ++i) {
+  const Tiles tiles(p, *task.sequence);
+  const auto queries = tiles.queries(task.tile);
+  const auto to = tiles.rows(queries, p.dq, task.head);
+  for (int r = 0; r < queries.size(); ++r) {
     float sum[kMaxDim] = {};
     for (int chunk = 0; chunk < plan.chunks; ++chunk) {
-      const float* part = dq_rows(plan, seq, chunk, task.head, i).data;
-      for (int d = 0; d < p.dim; ++d) sum[d] += part[d];
+      const float* dq = part(dq_rows(plan, tiles, queries, chunk, task.head), r).data;
+      for (int d = 0; d < p.dim; ++d) sum[d] += dq[d];
     }
-    store_row(sum, rows_of(p.dq, p.dtype, seq.batch, task.head, seq.q_begin + i).data, p.dtype,
-              p.dim, p.scale);
+    store_row(sum, to.row(r), p.dtype, p.dim, p.scale);
   }
 }
 
@@ -94,125 +101,149 @@ struct BackwardTile {
   }
 };
 
-inline void load_keys(const AttentionProblem& p, const Sequence& seq, int kv_head, Range keys,
-                      const BackwardTile& tile) {
-  for (int key = keys.begin; key < keys.end; key += kPanel) {
-    int count = imin(kPanel, keys.end - key), at = key - keys.begin;
-    auto k = rows_of(p.k, p.dtype, seq.batch, kv_head, seq.k_begin + key);
-    auto v = rows_of(p.v, p.dtype, seq.batch, kv_head, seq.k_begin + key);
-    load_transposed(k, count, p.dim, tile.k_panels + at * p.dim);
-    load_transposed(v, count, p.dim_v, tile.v_panels + at * p.dim_v);
-    load_rows(k, count, round_up(count, kColumnGranule), p.dim, 1.0f,
-              {tile.k.data + at * tile.k.stride, tile.k.stride});
+template <class Tiles>
+void load_keys(const AttentionProblem& p, const Tiles& tiles, const typename Tiles::Keys& keys,
+               int kv_head, const BackwardTile& tile) {
+  for (int panel = 0; panel < keys.panels(); ++panel) {
+    int count = keys.count(panel), first = panel * kPanel;
+    auto k = tiles.rows(keys, panel, p.k, p.extra_k, kv_head);
+    auto v = tiles.rows(keys, panel, p.v, p.extra_v, kv_head);
+    load_transposed(k, count, p.dim, tile.k_panels + first * p.dim);
+    load_transposed(v, count, p.dim_v, tile.v_panels + first * p.dim_v);
+    load_rows(k, 0, count, count, p.dim, 1.0f, part(tile.k, first));
   }
-  const int padded_keys = round_up(keys.size(), kColumnGranule);
-  fill(tile.dk.data, padded_keys * tile.dk.stride, 0.0f);
-  fill(tile.dv.data, padded_keys * tile.dv.stride, 0.0f);
+  const int rows = keys.panels() * kPanel;
+  fill(tile.dk.data, rows * tile.dk.stride, 0.0f);
+  fill(tile.dv.data, rows * tile.dv.stride, 0.0f);
 }
 
 /// Row `r` of the tile: scores and dout v^T become weights and gradients of the scores.
-template <class Pattern>
-void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head, int query, int r,
-                       Range keys, const Scores& scores, const Visibility<Pattern>& visibility,
-                       const BackwardTile& tile) {
-  float* s = tile.weights.data + r * tile.weights.stride;
-  float* ds = tile.dscores.data + r * tile.dscores.stride;
-  float* slope = tile.cap_slope.data + r * tile.cap_slope.stride;
-  const auto [begin, end] = visibility.keys_of(r / kGroup);
-  if (begin == end) return;
-  scores.modify(s + begin, end - begin, query, keys.begin + begin, slope + begin);
+/// `stat` is its index in lse and delta.
+template <class Tiles>
+void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head, int r,
+                       std::int64_t stat, const RowScores<Tiles>& scores,
+                       const Visibility<Tiles>& visibility, const BackwardTile& tile) {
+  float* s = part(tile.weights, r).data;
+  float* ds = part(tile.dscores, r).data;
+  float* slope = part(tile.cap_slope, r).data;
+  const Range columns = visibility.columns_of(r / kGroup);
+  if (columns.size() == 0) return;
+  scores.modify(s, r, columns, slope);
   visibility.hide(r, s, -kInfinity);
-  std::int64_t index = stat_index(p, seq, query, head);
   // A row without a key has weights exp(-inf) = 0.
-  float lse = p.lse[index] == -kInfinity ? kInfinity : p.lse[index];
-  float delta = p.delta[index];
-  for (int j = begin; j < end; j += kWidth) {
+  float lse = p.lse[stat] == -kInfinity ? kInfinity : p.lse[stat];
+  float delta = p.delta[stat];
+  for (int j = columns.begin; j < columns.end; j += kWidth) {
     Vec weight = exp(load(s + j) - lse);
     store(s + j, weight);
     store(ds + j, weight * (load(ds + j) - delta));
   }
   visibility.hide(r, ds, 0.0f);  // a hidden key's value may be NaN
-  if (p.dbias.data) {
-    float* dbias = static_cast<float*>(p.dbias.data) + seq.batch * p.dbias.batch_stride +
-                   head * p.dbias.head_stride + query * p.dbias.query_stride + keys.begin;
-    for (int j = begin; j < imin(end, keys.size()); ++j) dbias[j] += ds[j];
-  }
-  if (scores.softcap > 0) {
-    for (int j = begin; j < end; j += kWidth) store(ds + j, load(ds + j) * load(slope + j));
-    visibility.hide(r, ds, 0.0f);
+  if constexpr (!Tiles::kOnAGrid) {
+    if (p.dbias.data) {
+      int query = scores.queries.tokens.begin + r;
+      const Range keys = scores.keys.tokens;
+      float* dbias = static_cast<float*>(p.dbias.data) + seq.batch * p.dbias.batch_stride +
+                     head * p.dbias.head_stride + query * p.dbias.query_stride + keys.begin;
+      for (int j = columns.begin; j < imin(columns.end, keys.size()); ++j) dbias[j] += ds[j];
+    }
+    if (scores.scores.softcap > 0) {
+      for (int j = columns.begin; j < columns.end; j += kWidth)
+        store(ds + j, load(ds + j) * load(slope + j));
+      visibility.hide(r, ds, 0.0f);
+    }
   }
 }
 
-/// Adds what one query tile of one head contributes.
-template <class Pattern>
-void backward_tile(const BackwardPlan& plan, Task task, int head, int query_tile, int key_tile,
-                   const Pattern& pattern, const BackwardTile& tile) {
+/// Adds what one query tile of one head contributes to a key tile's dk and dv, and to dq.
+template <class Tiles>
+void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int head,
+                   const Tiles& tiles, const typename Tiles::Queries& queries,
+                   const typename Tiles::Keys& keys, const BackwardTile& tile) {
   const AttentionBackward& p = *plan.problem;
-  const Sequence& seq = *task.sequence;
-  const Range queries = tokens_of(query_tile, kTile.queries, seq.len_q);
-  const Range keys = tokens_of(key_tile, kTile.keys, seq.len_k);
-  const int rows = queries.size(), panels = ceil_div(keys.size(), kPanel);
-  const Visibility<Pattern> visibility(pattern, query_tile, key_tile, rows, keys.size());
+  const int rows = queries.size();
+  const Visibility<Tiles> visibility(tiles, queries, keys);
   const Scores scores = Scores::make(p, seq, head);
-  int token = seq.q_begin + queries.begin;
-  load_rows(rows_of(p.q, p.dtype, seq.batch, head, token), rows, rows, p.dim, p.scale, tile.q);
-  load_rows(rows_of(p.dout, p.dtype, seq.batch, head, token), rows, rows, p.dim_v, 1.0f, tile.dout);
+  const RowScores<Tiles> row_scores{scores, queries, keys};
+  load_rows(tiles.rows(queries, p.q, head), 0, rows, rows, p.dim, p.scale, tile.q);
+  load_rows(tiles.rows(queries, p.dout, head), 0, rows, rows, p.dim_v, 1.0f, tile.dout);
 
-  auto from = [](RowMajor x, int row, int column = 0) {
-    return RowMajor{x.data + row * x.stride + column, x.stride};
-  };
   auto plain = [](RowMajor x) { return StridedA{x.data, x.stride, 1}; };
   auto transposed = [](RowMajor x) { return StridedA{x.data, 1, x.stride}; };
 
-  for (int n = 0; n < panels; ++n) {
-    Range r = visibility.queries_of(n, rows);
-    int key = n * kPanel, count = visibility.keys_in(n);
-    product(r.size(), count, p.dim, plain(from(tile.q, r.begin)),
-            {tile.k_panels + key * p.dim, kPanel}, from(tile.weights, r.begin, key), false);
-    product(r.size(), count, p.dim_v, plain(from(tile.dout, r.begin)),
-            {tile.v_panels + key * p.dim_v, kPanel}, from(tile.dscores, r.begin, key), false);
+  for (int n = 0; n < keys.panels(); ++n) {
+    const int key = n * kPanel, count = visibility.padded(n);
+    visibility.for_each_run_of_queries(n, [&](Range r) {
+      product(r.size(), count, p.dim, plain(part(tile.q, r.begin)),
+              {tile.k_panels + key * p.dim, kPanel}, part(tile.weights, r.begin, key), false);
+      product(r.size(), count, p.dim_v, plain(part(tile.dout, r.begin)),
+              {tile.v_panels + key * p.dim_v, kPanel}, part(tile.dscores, r.begin, key), false);
+    });
   }
   for (int r = 0; r < rows; ++r)
-    differentiate_row(p, seq, head, queries.begin + r, r, keys, scores, visibility, tile);
-  for (int n = 0; n < panels; ++n) {
-    Range r = visibility.queries_of(n, rows);
-    int key = n * kPanel, count = visibility.keys_in(n);
-    product(count, tile.dv.stride, r.size(), transposed(from(tile.weights, r.begin, key)),
-            from(tile.dout, r.begin), from(tile.dv, key), true);
-    product(count, tile.dk.stride, r.size(), transposed(from(tile.dscores, r.begin, key)),
-            from(tile.q, r.begin), from(tile.dk, key), true);
+    differentiate_row(p, seq, head, r, stat_index(p, seq, tiles, queries, r, head), row_scores,
+                      visibility, tile);
+  for (int n = 0; n < keys.panels(); ++n) {
+    const int key = n * kPanel, count = keys.count(n);
+    visibility.for_each_run_of_queries(n, [&](Range r) {
+      product(count, tile.dv.stride, r.size(), transposed(part(tile.weights, r.begin, key)),
+              part(tile.dout, r.begin), part(tile.dv, key), true);
+      product(count, tile.dk.stride, r.size(), transposed(part(tile.dscores, r.begin, key)),
+              part(tile.q, r.begin), part(tile.dk, key), true);
+    });
   }
-  RowMajor dq = dq_rows(plan, seq, task.tile, head, queries.begin);
-  for (int group = 0; group < ceil_div(rows, kGroup); ++group) {
-    Range seen = visibility.keys_of(group);
-    int r = group * kGroup;
-    product(imin(kGroup, rows - r), dq.stride, seen.size(),
-            plain(from(tile.dscores, r, seen.begin)), from(tile.k, seen.begin), from(dq, r), true);
+  const RowMajor dq = dq_rows(plan, tiles, queries, chunk, head);
+  for (int group = 0; group < visibility.groups(); ++group) {
+    const int r = group * kGroup;
+    visibility.for_each_run_of_keys(group, [&](Range seen) {
+      product(imin(kGroup, rows - r), dq.stride, seen.size(),
+              plain(part(tile.dscores, r, seen.begin)), part(tile.k, seen.begin), part(dq, r),
+              true);
+    });
   }
 }
 
-template <class Pattern>
-void backward(const BackwardPlan& plan, Task task, float* scratch) {
+/// dk and dv of one key tile, from all queries of `count` sequences.
+template <class Tiles>
+void backward_keys(const BackwardPlan& plan, const Sequence* sequences, int count, int kv_head,
+                   int chunk, int key_tile, float* scratch) {
   const AttentionBackward& p = *plan.problem;
-  const Sequence& seq = *task.sequence;
-  const Pattern pattern = Pattern::make(p.pattern, seq.len_q, seq.len_k);
   const BackwardTile tile(p, scratch);
   const int group = p.heads_q / p.heads_kv;
-  for (int kt = task.tile; kt < ceil_div(seq.len_k, kTile.keys); kt += plan.chunks) {
-    const Range keys = tokens_of(kt, kTile.keys, seq.len_k);
-    load_keys(p, seq, task.head, keys, tile);
-    const auto walk = pattern.queries_of(kt, kTile);
-    for (int head = task.head * group; head < (task.head + 1) * group; ++head)
-      for (int n = 0; n < walk.size(); ++n)
-        backward_tile(plan, task, head, walk[n], kt, pattern, tile);
-
-    auto dk = rows_of(p.dk, p.dtype, seq.batch, task.head, seq.k_begin + keys.begin);
-    auto dv = rows_of(p.dv, p.dtype, seq.batch, task.head, seq.k_begin + keys.begin);
-    for (int j = 0; j < keys.size(); ++j) {
-      store_row(tile.dk.data + j * tile.dk.stride, dk.row(j), p.dtype, p.dim, 1.0f);
-      store_row(tile.dv.data + j * tile.dv.stride, dv.row(j), p.dtype, p.dim_v, 1.0f);
+  const Tiles first(p, *sequences);
+  const auto keys = first.keys(key_tile);
+  load_keys(p, first, keys, kv_head, tile);
+  for (int n = 0; n < count; ++n) {
+    const Sequence& seq = sequences[n];
+    const Tiles tiles(p, seq);
+    const auto walk = tiles.queries_of(key_tile);
+    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
+      for (int w = 0; w < walk.size(); ++w)
+        backward_tile(plan, seq, chunk, head, tiles, tiles.queries(walk[w]), keys, tile);
+  }
+  for (int panel = 0; panel < keys.panels(); ++panel) {
+    auto dk = first.rows(keys, panel, p.dk, p.dextra_k, kv_head);
+    auto dv = first.rows(keys, panel, p.dv, p.dextra_v, kv_head);
+    for (int j = 0; j < keys.count(panel); ++j) {
+      store_row(part(tile.dk, panel * kPanel + j).data, dk.row(j), p.dtype, p.dim, 1.0f);
+      store_row(part(tile.dv, panel * kPanel + j).data, dv.row(j), p.dtype, p.dim_v, 1.0f);
     }
   }
+}
+
+template <class Tiles>
+void backward(const BackwardPlan& plan, Task task, float* scratch) {
+  const Sequence& seq = *task.sequence;
+  for (int kt = seq.extra_tiles + task.tile; kt < seq.key_tiles; kt += plan.chunks)
+    backward_keys<Tiles>(plan, &seq, 1, task.head, task.tile, kt, scratch);
+}
+
+/// Every dilation group of a batch entry sees its extra keys.
+template <class Tiles>
+void backward_extra(const BackwardPlan& plan, Task task, float* scratch) {
+  const int groups = plan.problem->neighborhood.groups();
+  for (int kt = 0; kt < task.sequence->extra_tiles; ++kt)
+    backward_keys<Tiles>(plan, task.sequence, groups, task.head, 0, kt, scratch);
 }
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

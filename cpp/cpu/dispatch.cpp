@@ -7,9 +7,11 @@
 #include <vector>
 
 #include "cpu/plan.h"
+#include "cpu/sequences.h"
 #include "cpu/workers.h"
 #include "tileattn/attention.h"
 #include "tileattn/pattern/dispatch.h"
+#include "tileattn/planner.h"
 
 namespace tileattn::cpu {
 
@@ -55,32 +57,22 @@ void check(const AttentionProblem& p) {
     throw std::invalid_argument("heads_kv must divide heads_q");
   if ((p.cu_seqlens_q == nullptr) != (p.cu_seqlens_k == nullptr))
     throw std::invalid_argument("cu_seqlens_q and cu_seqlens_k go together");
+  if (p.neighborhood.rank == 0) {
+    if (p.extra_keys != 0) throw std::invalid_argument("extra keys go with a neighborhood");
+    return;
+  }
+  planner::check(p.neighborhood);
+  std::int64_t tokens = 1;
+  for (const auto& axis : p.neighborhood.axis) tokens *= axis.length;
+  if (tokens != p.len_q || tokens != p.len_k)
+    throw std::invalid_argument("len_q and len_k must count the tokens of the grid");
+  if (p.softcap != 0 || p.alibi_slopes || p.bias.data || p.sinks || p.cu_seqlens_q)
+    throw std::invalid_argument("softcap, ALiBi, bias, sinks and cu_seqlens do not go with a grid");
 }
 
-/// Offsets of packed sequences are kept within the tokens, and no sequence
-/// overlaps the one before.
-std::vector<Sequence> sequences_of(const AttentionProblem& p) {
-  std::vector<Sequence> sequences;
-  sequences.reserve(p.batch);
-  std::int64_t packed_keys = 0;
-  int q_end = 0, k_end = 0;
-  for (int b = 0; b < p.batch; ++b) {
-    Sequence s{b, b, 0, p.len_q, 0, p.len_k, std::int64_t{b} * p.len_q, packed_keys};
-    if (p.cu_seqlens_q) {
-      auto next = [b](const std::int32_t* offsets, int length, int& end, int& begin, int& size) {
-        begin = std::clamp(offsets[b], end, length);
-        end = std::clamp(offsets[b + 1], begin, length);
-        size = end - begin;
-      };
-      s.batch = 0;
-      next(p.cu_seqlens_q, p.len_q, q_end, s.q_begin, s.len_q);
-      next(p.cu_seqlens_k, p.len_k, k_end, s.k_begin, s.len_k);
-      s.row = s.q_begin;
-    }
-    packed_keys += s.padded_keys();
-    sequences.push_back(s);
-  }
-  return sequences;
+const PatternKernels& kernels_for(const AttentionProblem& p) {
+  if (p.neighborhood.rank > 0) return variant().on_a_grid;
+  return variant().in_a_row[static_cast<int>(kind_of(p.pattern))];
 }
 
 /// One task for each sequence, head and tile; a head's tiles follow each other.
@@ -102,8 +94,6 @@ void run(const Executor& executor, const Task* tasks, std::int64_t count, std::i
                    [&](std::int64_t i, float* scratch) { work(tasks[i], scratch); });
 }
 
-int query_tiles(const Sequence& s) { return ceil_div(s.len_q, kTile.queries); }
-
 /// Whether tasks of different sequences or heads add to the same element of dbias.
 bool shares_dbias(const AttentionBackward& p) {
   return p.dbias.data && ((p.dbias.batch_stride == 0 && p.batch > 1) ||
@@ -116,8 +106,7 @@ int chunks_for(const std::vector<Sequence>& sequences, int threads, std::int64_t
   constexpr int kTasksPerThread = 3;  // enough to even out their lengths
   constexpr int kMaxChunks = 32;      // each has its own dq
   int most_tiles = 1;
-  for (const Sequence& s : sequences)
-    most_tiles = std::max(most_tiles, ceil_div(s.len_k, kTile.keys));
+  for (const Sequence& s : sequences) most_tiles = std::max(most_tiles, s.key_tiles);
   if (threads <= 1 || side_by_side >= kTasksPerThread * threads) return 1;
   int wanted = static_cast<int>((kTasksPerThread * threads + side_by_side - 1) / side_by_side);
   return std::min({wanted, most_tiles, kMaxChunks});
@@ -141,8 +130,7 @@ bool heads_fill_threads(const AttentionProblem& p, const std::vector<Sequence>& 
 /// A task packs the keys and values of a key head for itself and walks all its queries.
 void forward_by_heads(const AttentionForward& p, const std::vector<Sequence>& sequences,
                       const Executor& executor) {
-  const Variant& kernels = variant();
-  auto forward = kernels.forward[static_cast<int>(kind_of(p.pattern))];
+  const PatternKernels& kernels = kernels_for(p);
   const int group = p.heads_q / p.heads_kv;
   std::int64_t keys = 0;
   for (const Sequence& s : sequences) keys = std::max<std::int64_t>(keys, s.padded_keys());
@@ -152,19 +140,18 @@ void forward_by_heads(const AttentionForward& p, const std::vector<Sequence>& se
         const Sequence& s = *pair.sequence;
         PackedHead packed{scratch, scratch + keys * p.dim};
         if (s.len_q == 0) return;
-        for (int panel = 0; panel < ceil_div(s.len_k, kPanel); ++panel)
+        for (int panel = 0; panel < s.panels; ++panel)
           kernels.pack_panel(p, {&s, pair.head, panel}, packed);
         for (int head = pair.head * group; head < (pair.head + 1) * group; ++head)
-          for (int tile = 0; tile < query_tiles(s); ++tile)
-            forward(p, {&s, head, tile}, packed, scratch + packed_size(p, keys));
+          for (int tile = 0; tile < s.query_tiles; ++tile)
+            kernels.forward(p, {&s, head, tile}, packed, scratch + packed_size(p, keys));
       });
 }
 
 /// All keys and values are packed first, then tasks take single query tiles.
 void forward_by_tiles(const AttentionForward& p, const std::vector<Sequence>& sequences,
                       const Executor& executor) {
-  const Variant& kernels = variant();
-  auto forward = kernels.forward[static_cast<int>(kind_of(p.pattern))];
+  const PatternKernels& kernels = kernels_for(p);
   const int group = p.heads_q / p.heads_kv;
   const Sequence& last = sequences.back();
   const std::int64_t keys = (last.packed_key + last.padded_keys()) * p.heads_kv;
@@ -174,12 +161,12 @@ void forward_by_tiles(const AttentionForward& p, const std::vector<Sequence>& se
     float* v = buffer.get() + keys * p.dim;
     return PackedHead{buffer.get() + first * p.dim, v + first * round_up(p.dim_v, kColumnGranule)};
   };
-  auto panels = tasks_of(sequences, p.heads_kv, [](auto& s) { return ceil_div(s.len_k, kPanel); });
+  auto panels = tasks_of(sequences, p.heads_kv, [](auto& s) { return s.panels; });
   run(executor, panels.data(), panels.size(), 0,
       [&](Task task, float*) { kernels.pack_panel(p, task, packed(*task.sequence, task.head)); });
-  auto tiles = tasks_of(sequences, p.heads_q, query_tiles);
+  auto tiles = tasks_of(sequences, p.heads_q, [](auto& s) { return s.query_tiles; });
   run(executor, tiles.data(), tiles.size(), forward_scratch(p), [&](Task task, float* scratch) {
-    forward(p, task, packed(*task.sequence, task.head / group), scratch);
+    kernels.forward(p, task, packed(*task.sequence, task.head / group), scratch);
   });
 }
 
@@ -189,7 +176,8 @@ const char* instruction_set() { return variant().name; }
 
 void attention_forward(const AttentionForward& p, const Executor& executor) {
   check(p);
-  const std::vector<Sequence> sequences = sequences_of(p);
+  const Cut cut = cut_into_sequences(p);
+  const std::vector<Sequence>& sequences = cut.sequences;
   if (sequences.empty() || p.heads_q == 0) return;
   if (heads_fill_threads(p, sequences, executor.num_threads))
     forward_by_heads(p, sequences, executor);
@@ -198,26 +186,34 @@ void attention_forward(const AttentionForward& p, const Executor& executor) {
 
 void attention_backward(const AttentionBackward& p, const Executor& executor) {
   check(p);
-  const Variant& kernels = variant();
-  const std::vector<Sequence> sequences = sequences_of(p);
+  const PatternKernels& kernels = kernels_for(p);
+  const Cut cut = cut_into_sequences(p);
+  const std::vector<Sequence>& sequences = cut.sequences;
   if (sequences.empty() || p.heads_q == 0) return;
   const bool in_turn = shares_dbias(p);
-  const std::int64_t pairs = std::int64_t{p.batch} * p.heads_kv;
+  const std::int64_t pairs = static_cast<std::int64_t>(sequences.size()) * p.heads_kv;
   const int chunks = chunks_for(sequences, executor.num_threads, in_turn ? 1 : pairs);
-  const std::int64_t rows = p.cu_seqlens_q ? p.len_q : std::int64_t{p.batch} * p.len_q;
-  Buffer dq = allocate(chunks * p.heads_q * rows * round_up(p.dim, kColumnGranule));
-  const BackwardPlan plan{&p, chunks, rows, dq.get()};
+  Buffer dq = allocate(chunks * p.heads_q * cut.dq_rows * round_up(p.dim, kColumnGranule));
+  const BackwardPlan plan{&p, chunks, cut.dq_rows, dq.get()};
 
-  auto queries = tasks_of(sequences, p.heads_q, query_tiles);
+  auto queries = tasks_of(sequences, p.heads_q, [](auto& s) { return s.query_tiles; });
   run(executor, queries.data(), queries.size(), 0,
       [&](Task task, float*) { kernels.prepare_queries(plan, task); });
 
-  auto backward = kernels.backward[static_cast<int>(kind_of(p.pattern))];
   auto tasks = tasks_of(sequences, p.heads_kv, [&](auto&) { return chunks; });
   const std::int64_t count = tasks.size(), step = in_turn ? chunks : count;
   for (std::int64_t first = 0; first < count; first += step)
     run(executor, tasks.data() + first, step, backward_scratch(p),
-        [&](Task task, float* scratch) { backward(plan, task, scratch); });
+        [&](Task task, float* scratch) { kernels.backward(plan, task, scratch); });
+
+  if (p.extra_keys > 0) {
+    // One task for all dilation groups of a batch entry, which add to the same gradients.
+    std::vector<Task> extra;
+    for (const Sequence& s : sequences)
+      for (int head = 0; s.group == 0 && head < p.heads_kv; ++head) extra.push_back({&s, head, 0});
+    run(executor, extra.data(), extra.size(), backward_scratch(p),
+        [&](Task task, float* scratch) { kernels.backward_extra(plan, task, scratch); });
+  }
 
   run(executor, queries.data(), queries.size(), 0,
       [&](Task task, float*) { kernels.store_dq(plan, task); });

@@ -5,18 +5,27 @@
 // keep any one copy): everything lives in the namespace TILEATTN_ISA or is forced inline.
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/tiles_in_a_row.h"
+#include "cpu/tiles_of_grid.h"
 #include "tileattn/pattern/dispatch.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
+template <class Tiles>
+constexpr PatternKernels kKernels = {pack_panel<Tiles>, forward<Tiles>, prepare_queries<Tiles>,
+                                     backward<Tiles>,   nullptr,        store_dq<Tiles>};
+
+template <>
+constexpr PatternKernels kKernels<TilesOfGrid> = {
+    pack_panel<TilesOfGrid>, forward<TilesOfGrid>,        prepare_queries<TilesOfGrid>,
+    backward<TilesOfGrid>,   backward_extra<TilesOfGrid>, store_dq<TilesOfGrid>};
+
 extern const Variant kVariant;
 const Variant kVariant = {
     TILEATTN_STRING(TILEATTN_ISA),
-    pack_panel,
-    {forward<Dense>, forward<Causal>, forward<SlidingWindow>},
-    prepare_queries,
-    {backward<Dense>, backward<Causal>, backward<SlidingWindow>},
-    store_dq,
+    {kKernels<TilesInARow<Dense>>, kKernels<TilesInARow<Causal>>,
+     kKernels<TilesInARow<SlidingWindow>>},
+    kKernels<TilesOfGrid>,
 };
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

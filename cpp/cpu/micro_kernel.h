@@ -23,6 +23,18 @@ struct RowMajor {
   std::int64_t stride;
 };
 
+struct ConstRowMajor {
+  const float* data;
+  std::int64_t stride;
+  ConstRowMajor(const float* data, std::int64_t stride) : data(data), stride(stride) {}
+  ConstRowMajor(RowMajor x) : data(x.data), stride(x.stride) {}
+};
+
+/// The rest of x from an element on.
+inline RowMajor part(RowMajor x, int row, int column = 0) {
+  return {x.data + row * x.stride + column, x.stride};
+}
+
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kMaxVecs = 4;  // 6 x 4 of 32 registers
 #else
@@ -88,7 +100,7 @@ inline void panel_product(int rows, int vecs, int depth, StridedA a, const float
   }
 }
 
-inline void product(int rows, int columns, int depth, StridedA a, RowMajor b, RowMajor c,
+inline void product(int rows, int columns, int depth, StridedA a, ConstRowMajor b, RowMajor c,
                     bool accumulate) {
   int vecs_left = columns / kWidth;
   const float* b_panel = b.data;

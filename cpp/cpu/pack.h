@@ -1,6 +1,8 @@
 // Between tensors in memory (fp32, fp16, bf16, any strides) and fp32 scratch.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/micro_kernel.h"
 #include "cpu/plan.h"
 #include "cpu/vec.h"
@@ -76,38 +78,61 @@ inline void store_row(const float* from, void* to, DType dtype, int count, float
   }
 }
 
-/// Consecutive tokens of one head.
+inline const char* bytes(const void* data) { return static_cast<const char*>(data); }
+inline char* bytes(void* data) { return static_cast<char*>(data); }
+
+/// Tokens of one head that follow each other in memory.
 template <class Byte>
-struct TokenRows {
+struct RowsInARow {
   Byte* data;
   std::int64_t stride;  // in bytes
   DType dtype;
-  Byte* row(int token) const { return data + token * stride; }
+  Byte* row(int r) const { return data + r * stride; }
 };
 
-inline TokenRows<const char> rows_of(ConstTensorRef x, DType dtype, int batch, int head,
-                                     int token) {
+/// Those from `token` on.
+template <class Void>
+auto rows_of(const BasicTensorRef<Void>& x, DType dtype, int batch, int head, int token) {
   std::int64_t size = bytes_of(dtype);
   std::int64_t first = batch * x.batch_stride + head * x.head_stride + token * x.token_stride;
-  return {static_cast<const char*>(x.data) + first * size, x.token_stride * size, dtype};
+  auto* data = bytes(x.data) + first * size;
+  return RowsInARow<std::remove_pointer_t<decltype(data)>>{data, x.token_stride * size, dtype};
 }
 
-inline TokenRows<char> rows_of(TensorRef x, DType dtype, int batch, int head, int token) {
-  ConstTensorRef same{x.data, x.batch_stride, x.token_stride, x.head_stride};
-  auto rows = rows_of(same, dtype, batch, head, token);
-  return {const_cast<char*>(rows.data), rows.stride, dtype};
-}
+/// Tokens of one head in a box of a grid.
+template <class Byte>
+struct RowsOfBox {
+  Byte* data;            // of the token at 0, 0, 0
+  std::int64_t step[3];  // in bytes
+  Box<3> box;
+  DType dtype;
+  Byte* row(int r) const {
+    const Coordinates<3> token = box[r];
+    return data + token.at[0] * step[0] + token.at[1] * step[1] + token.at[2] * step[2];
+  }
+};
 
 inline void fill(float* to, std::int64_t count, float value) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
-/// `rows` tokens to fp32; columns from dim to the stride become 0, and so do the
+/// Asks for row `r` ahead of its use: rows of one head lie so far apart that the hardware
+/// does not foresee them.
+template <class Rows>
+void prefetch(const Rows& from, int r, int dim) {
+  const char* row = from.row(r);
+  for (std::int64_t at = 0; at < dim * bytes_of(from.dtype); at += 64) __builtin_prefetch(row + at);
+}
+
+/// `rows` tokens from `first` to fp32; columns from dim to the stride become 0, and so do the
 /// rows up to padded_rows.
-inline void load_rows(TokenRows<const char> from, int rows, int padded_rows, int dim, float factor,
-                      RowMajor to) {
+template <class Rows>
+void load_rows(const Rows& from, int first, int rows, int padded_rows, int dim, float factor,
+               RowMajor to) {
+  constexpr int kAhead = 8;
   for (int r = 0; r < rows; ++r) {
-    load_row(from.row(r), from.dtype, to.data + r * to.stride, dim, factor);
+    if (r + kAhead < rows) prefetch(from, first + r + kAhead, dim);
+    load_row(from.row(first + r), from.dtype, to.data + r * to.stride, dim, factor);
     fill(to.data + r * to.stride + dim, to.stride - dim, 0.0f);
   }
   fill(to.data + rows * to.stride, (padded_rows - rows) * to.stride, 0.0f);
@@ -115,14 +140,15 @@ inline void load_rows(TokenRows<const char> from, int rows, int padded_rows, int
 
 /// Up to kPanel tokens to panel[dim][kPanel]. Columns of missing tokens become 0 up to the
 /// next multiple of kColumnGranule; the others are left alone.
-inline void load_transposed(TokenRows<const char> from, int rows, int dim, float* panel) {
+template <class Rows>
+void load_transposed(const Rows& from, int rows, int dim, float* panel) {
   // Whole vectors, and one more: rows a power of two apart would share cache sets.
   const int stride = round_up(dim, kColumnGranule) + kColumnGranule;
   alignas(kVecBytes) float strip[kWidth * (kMaxDim + kColumnGranule)];
   for (int first = 0; first < round_up(rows, kColumnGranule); first += kWidth) {
     int count = imax(0, imin(kWidth, rows - first));
-    TokenRows<const char> tokens{from.row(first), from.stride, from.dtype};
-    load_rows(tokens, count, kWidth, dim, 1.0f, {strip, stride});
+    for (int r = first + count; r < imin(first + 2 * kWidth, rows); ++r) prefetch(from, r, dim);
+    load_rows(from, first, count, kWidth, dim, 1.0f, {strip, stride});
     for (int d = 0; d < dim; d += kWidth) {
       Vec square[kWidth];
       for (int r = 0; r < kWidth; ++r) square[r] = load(strip + r * stride + d);

@@ -24,7 +24,15 @@ TILEATTN_HOST_DEVICE constexpr int round_up(int n, int granule) {
   return (n + granule - 1) / granule * granule;
 }
 
-/// One sequence of the batch, or of the packed tokens.
+/// How a grid of tokens is cut. Boxes of up to kTile.queries queries; boxes of up to kPanel
+/// keys, and boxes of up to kPanelsPerTile of those, which are the key tiles.
+struct GridCut {
+  int query_box[3];
+  int panel_box[3];
+  int panels_per_tile[3];
+};
+
+/// One sequence of the batch, or of the packed tokens, or one dilation group of a grid.
 struct Sequence {
   int index;           // among the sequences
   int batch;           // its batch entry in the tensors; 0 when packed
@@ -32,7 +40,13 @@ struct Sequence {
   int k_begin, len_k;
   std::int64_t row;         // its first row in lse and delta, in units of heads_q
   std::int64_t packed_key;  // its first key in the packed K and V, in units of heads_kv
-  TILEATTN_HOST_DEVICE int padded_keys() const { return round_up(len_k, kPanel); }
+  std::int64_t dq_row;      // its first row in a chunk of dq
+  int query_tiles, key_tiles, panels;
+  int extra_tiles = 0;           // the first key tiles, and
+  int extra_panels = 0;          // the first panels, are those of the extra keys
+  int group = 0;                 // dilation group
+  const GridCut* cut = nullptr;  // of a grid
+  TILEATTN_HOST_DEVICE int padded_keys() const { return panels * kPanel; }
 };
 
 /// A tile of one (sequence, head); what `head` and `tile` count is the task's matter.
@@ -51,21 +65,29 @@ struct PackedHead {
 struct BackwardPlan {
   const AttentionBackward* problem;
   int chunks;            // key tiles are dealt to this many tasks per (sequence, key head)
-  std::int64_t dq_rows;  // rows of lse, all sequences together
+  std::int64_t dq_rows;  // of all sequences together
   float* dq_chunks;      // [chunks][heads_q][dq_rows][padded dim]
 };
 
-/// Kernels of one instruction set, indexed by PatternKind where they depend on the pattern.
-/// `scratch` is aligned to 64 bytes and holds as many floats as asked for below.
-struct Variant {
-  const char* name;
+/// Kernels of one pattern. `scratch` is aligned to 64 bytes and holds as many floats as asked
+/// for below.
+struct PatternKernels {
   // head: key head, tile: panel
   void (*pack_panel)(const AttentionForward&, Task, PackedHead);
   // tile: query tile
-  void (*forward[3])(const AttentionForward&, Task, PackedHead, float* scratch);
-  void (*prepare_queries)(const BackwardPlan&, Task);              // tile: query tile
-  void (*backward[3])(const BackwardPlan&, Task, float* scratch);  // head: key head, tile: chunk
-  void (*store_dq)(const BackwardPlan&, Task);                     // tile: query tile
+  void (*forward)(const AttentionForward&, Task, PackedHead, float* scratch);
+  void (*prepare_queries)(const BackwardPlan&, Task);           // tile: query tile
+  void (*backward)(const BackwardPlan&, Task, float* scratch);  // head: key head, tile: chunk
+  // The extra keys of a batch entry. sequence: its first, head: key head
+  void (*backward_extra)(const BackwardPlan&, Task, float* scratch);
+  void (*store_dq)(const BackwardPlan&, Task);  // tile: query tile
+};
+
+/// Kernels of one instruction set.
+struct Variant {
+  const char* name;
+  PatternKernels in_a_row[3];  // by PatternKind
+  PatternKernels on_a_grid;
 };
 
 /// Floats of one PackedHead with this many padded keys.

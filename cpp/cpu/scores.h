@@ -58,4 +58,20 @@ struct Scores {
   }
 };
 
+/// The modifiers of one tile; those of a grid's tokens are none.
+template <class Tiles>
+struct RowScores {
+  const Scores& scores;
+  const typename Tiles::Queries& queries;
+  const typename Tiles::Keys& keys;
+
+  /// The same for columns of row `r` of the tile; s[0] and cap_slope[0] belong to column 0.
+  void modify(float* s, int r, Range columns, float* cap_slope) const {
+    if constexpr (!Tiles::kOnAGrid)
+      scores.modify(s + columns.begin, columns.size(), queries.tokens.begin + r,
+                    keys.tokens.begin + columns.begin,
+                    cap_slope ? cap_slope + columns.begin : nullptr);
+  }
+};
+
 }  // namespace tileattn::cpu::TILEATTN_ISA

@@ -7,57 +7,73 @@
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
-template <class Pattern>
+/// Of one query tile and one key tile. Keys are counted in columns: panel p begins at column
+/// p * kPanel, however many keys it has.
+template <class Tiles>
 class Visibility {
  public:
-  /// queries and keys: those in range of the two tiles.
-  Visibility(const Pattern& pattern, int query_tile, int key_tile, int queries, int keys)
-      : pattern_(pattern),
-        first_group_(query_tile * kGroupsPerTile),
-        first_panel_(key_tile * kPanelsPerTile),
-        padded_keys_(round_up(keys, kColumnGranule)) {
-    Cover whole = pattern.cover(query_tile, key_tile, kTile);
+  using Queries = typename Tiles::Queries;
+  using Keys = typename Tiles::Keys;
+
+  Visibility(const Tiles& tiles, const Queries& queries, const Keys& keys)
+      : tiles_(tiles), queries_(queries), keys_(keys) {
+    Cover whole = tiles.cover(queries, keys);
     if (whole == Cover::kEmpty) return;
-    int groups = ceil_div(queries, kGroup), panels = ceil_div(keys, kPanel);
-    for (int g = 0; g < groups; ++g)
-      for (int p = 0; p < panels; ++p) {
-        cover_[g][p] = whole == Cover::kFull
-                           ? Cover::kFull
-                           : pattern.cover(first_group_ + g, first_panel_ + p, kBlock);
-        if (cover_[g][p] == Cover::kEmpty) continue;
-        extend(panels_of_[g], p);
-        extend(groups_of_[p], g);
+    for (int g = 0; g < groups(); ++g)
+      for (int p = 0; p < keys.panels(); ++p) {
+        cover_[g][p] = whole == Cover::kFull ? Cover::kFull : tiles.cover(queries, g, keys, p);
+        if (cover_[g][p] != Cover::kEmpty) extend(panels_of_[g], p);
       }
-    // Whoever reads a panel's groups must find each of them visiting the panel.
-    for (int p = 0; p < panels; ++p)
-      for (int g = groups_of_[p].begin; g < groups_of_[p].end; ++g) extend(panels_of_[g], p);
   }
 
-  /// The keys, counted from the tile's first, from the first to the last panel that group
-  /// `g` sees something of; padded to whole vectors.
-  Range keys_of(int g) const {
-    return {panels_of_[g].begin * kPanel, imin(panels_of_[g].end * kPanel, padded_keys_)};
-  }
-  /// Keys in panel `p`, padded likewise.
-  int keys_in(int p) const { return imin(kPanel, padded_keys_ - p * kPanel); }
-  /// The queries, counted from the tile's first, from the first to the last group that sees
-  /// something of panel `p`.
-  Range queries_of(int p, int queries) const {
-    return {groups_of_[p].begin * kGroup, imin(groups_of_[p].end * kGroup, queries)};
+  int groups() const { return ceil_div(queries_.size(), kGroup); }
+
+  /// Columns of panel `p` that hold keys, padded to whole vectors.
+  int padded(int p) const { return round_up(keys_.count(p), kColumnGranule); }
+
+  /// The columns from the first to the last panel that group `g` sees something of.
+  Range columns_of(int g) const {
+    const Range panels = panels_of_[g];
+    if (panels.size() == 0) return {0, 0};
+    return {panels.begin * kPanel, (panels.end - 1) * kPanel + padded(panels.end - 1)};
   }
 
-  /// Writes `value` over the hidden elements of row `row` (of the tile), in the
-  /// panels that the row's group visits. row_values[0] belongs to the tile's first key.
+  /// Calls visit(columns) for the runs of keys in the panels that group `g` sees. The panels of
+  /// a run are whole, up to its last, and were packed one after the other.
+  template <class Visit>
+  void for_each_run_of_keys(int g, Visit visit) const {
+    const Range panels = panels_of_[g];
+    auto joins_next = [&](int p) {
+      return p + 1 < panels.end && cover_[g][p + 1] != Cover::kEmpty && keys_.count(p) == kPanel &&
+             keys_.packed_panel(p + 1) == keys_.packed_panel(p) + 1;
+    };
+    for (int p = panels.begin; p < panels.end; ++p) {
+      if (cover_[g][p] == Cover::kEmpty) continue;
+      const int begin = p * kPanel;
+      while (joins_next(p)) ++p;
+      visit(Range{begin, p * kPanel + keys_.count(p)});
+    }
+  }
+
+  /// Calls visit(rows) for the runs of queries in the groups that see something of panel `p`.
+  template <class Visit>
+  void for_each_run_of_queries(int p, Visit visit) const {
+    for (int g = 0; g < groups(); ++g) {
+      if (cover_[g][p] == Cover::kEmpty) continue;
+      int begin = g;
+      while (g + 1 < groups() && cover_[g + 1][p] != Cover::kEmpty) ++g;
+      visit(Range{begin * kGroup, imin((g + 1) * kGroup, queries_.size())});
+    }
+  }
+
+  /// Writes `value` over what row `row` (of the tile) does not see among columns_of() its
+  /// group. row_values[0] belongs to column 0.
   void hide(int row, float* row_values, float value) const {
     int group = row / kGroup;
-    for (int p = panels_of_[group].begin; p < panels_of_[group].end; ++p) {
-      if (cover_[group][p] == Cover::kFull) continue;
-      const Pattern pattern = pattern_;
-      int query = first_group_ * kGroup + row, key = (first_panel_ + p) * kPanel;
-      float* values = row_values + p * kPanel;
-      for (int j = 0; j < keys_in(p); ++j)
-        values[j] = pattern.visible(query, key + j) ? values[j] : value;
-    }
+    for (int p = panels_of_[group].begin; p < panels_of_[group].end; ++p)
+      if (cover_[group][p] != Cover::kFull)
+        tiles_.hide(queries_, row, keys_, p, p + 1 < keys_.panels() ? kPanel : padded(p),
+                    row_values + p * kPanel, value);
   }
 
  private:
@@ -66,10 +82,10 @@ class Visibility {
                               : Range{imin(range.begin, index), imax(range.end, index + 1)};
   }
 
-  Pattern pattern_;
-  int first_group_, first_panel_, padded_keys_;
+  const Tiles& tiles_;
+  const Queries& queries_;
+  const Keys& keys_;
   Range panels_of_[kGroupsPerTile] = {};
-  Range groups_of_[kPanelsPerTile] = {};
   Cover cover_[kGroupsPerTile][kPanelsPerTile] = {};
 };
 

@@ -25,8 +25,9 @@ const MicroKernelProbe kProbe = {
     load_row,
     store_row,
     [](const float* from, std::int64_t stride, int rows, int dim, float* panel) {
-      load_transposed({reinterpret_cast<const char*>(from), stride * 4, DType::kFloat32}, rows, dim,
-                      panel);
+      load_transposed(
+          RowsInARow<const char>{reinterpret_cast<const char*>(from), stride * 4, DType::kFloat32},
+          rows, dim, panel);
     },
 };
 

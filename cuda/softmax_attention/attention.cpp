@@ -4,20 +4,38 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "kernel_table.h"
 
 namespace tileattn::cuda {
 namespace {
 
-int shared_bytes_per_block() {
-  int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
-          cudaSuccess)
-    throw std::runtime_error("tileattn: no CUDA device");
-  return bytes;
-}
+/// What the current device can run.
+struct Device {
+  int capability;
+  int shared_bytes;  // of a block, at most
+
+  static Device current() {
+    int device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) throw std::runtime_error("tileattn: no CUDA device");
+    auto get = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      if (cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess)
+        throw std::runtime_error("tileattn: the CUDA device cannot be asked what it is");
+      return value;
+    };
+    return {get(cudaDevAttrComputeCapabilityMajor) * 10 + get(cudaDevAttrComputeCapabilityMinor),
+            get(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  }
+
+  template <class Problem>
+  bool runs(const KernelRow<Problem>& row) const {
+    bool has_instructions =
+        row.architecture == Architecture::kSm90a ? capability == 90 : capability >= 80;
+    return has_instructions && bytes_of(row.budget) <= shared_bytes;
+  }
+};
 
 void check(const AttentionProblem& p) {
   auto valid_dim = [](int dim) { return dim > 0 && dim % 8 == 0; };
@@ -29,18 +47,21 @@ void check(const AttentionProblem& p) {
     throw std::invalid_argument("tileattn: cu_seqlens_q and cu_seqlens_k go together");
 }
 
-/// The smallest bucket that holds both head dims, with the largest budget the device grants.
+/// Of the rows that can take the problem: the newest architecture, then the smallest bucket of
+/// head dims, then the largest budget.
 template <class Problem>
 const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
   check(p);
-  const int dim = std::max(p.dim, p.dim_v), limit = shared_bytes_per_block();
+  const int dim = std::max(p.dim, p.dim_v);
+  const Device device = Device::current();
+  auto merit = [](const KernelRow<Problem>& row) {
+    return std::tuple(row.architecture, -row.dim, row.budget);
+  };
   const KernelRow<Problem>* best = nullptr;
   for (auto* row = rows.begin; row != rows.end; ++row) {
-    if (row->dtype != p.dtype || row->dim < dim) continue;
-    if (bytes_of(row->budget) > limit) continue;
-    bool better =
-        !best || row->dim < best->dim || (row->dim == best->dim && row->budget > best->budget);
-    if (better) best = row;
+    if (row->dtype != p.dtype || row->dim < dim || !device.runs(*row)) continue;
+    if (best && merit(*row) < merit(*best)) continue;
+    if (row->kernels.suits(p)) best = row;
   }
   if (!best)
     throw std::invalid_argument("tileattn: no CUDA kernel was built for head dim " +
@@ -51,7 +72,8 @@ const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
 template <class Problem>
 void list(const char* op, KernelRows<Problem> rows, std::vector<BuiltKernels>& to) {
   for (auto* row = rows.begin; row != rows.end; ++row)
-    to.push_back({op, row->dtype, row->dim, bytes_of(row->budget), row->kernels.shared_bytes});
+    to.push_back({op, row->dtype, row->dim, static_cast<int>(row->architecture),
+                  bytes_of(row->budget), row->kernels.shared_bytes});
 }
 
 }  // namespace

@@ -24,6 +24,8 @@ struct BackwardLaunch {
       int(std::max(sizeof(KeyMajorShared<KeyConfig>), sizeof(QueryMajorShared<QueryConfig>)));
   static_assert(kSharedBytes <= bytes_of(kBudget));
 
+  static bool suits(const AttentionBackward&) { return true; }
+
   static std::size_t workspace(const AttentionBackward& problem) {
     return problem.deterministic ? 0 : dq_sum_bytes<KeyConfig>(problem);
   }

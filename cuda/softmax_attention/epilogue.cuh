@@ -1,5 +1,6 @@
 // Epilogue: out and lse leave the loop, either for good or as one part of the
-// keys (split), in fp32, for combine_kernel to merge.
+// keys (split), in fp32, for combine_kernel to merge. How a finished tile of out
+// gets to memory is the main loops' matter.
 #pragma once
 
 #include "softmax.cuh"
@@ -25,50 +26,50 @@ TILEATTN_HOST_DEVICE std::int64_t rows_of(const AttentionProblem& problem) {
   return entries * problem.len_q * problem.heads_q;
 }
 
-template <class Config, int kRows, class Out>
-CUTE_DEVICE void store_forward(const ForwardParams& params, const Sequence& sequence, int head,
-                               int query_tile, int split, Out& out,
-                               const OnlineSoftmax<kRows>& softmax,
-                               typename Config::Element* shared_q) {
-  using Element = typename Config::Element;
-  using Mma = typename Config::ScoreMma;
-  using QuerySmem = typename Config::QuerySmem;
-  const AttentionForward& problem = params.problem;
-  int first = query_tile * Config::kQueries, rows = sequence.len_q - first;
-  std::int64_t token = std::int64_t{sequence.first_q} + first;
-  std::int64_t lse_row =
-      (std::int64_t{sequence.entry} * problem.len_q + token) * problem.heads_q + head;
-  std::int64_t part = split * rows_of(problem);
-  float* lse = params.partials.lse ? params.partials.lse + part : problem.lse;
+/// The row of lse, and of partial results, where a query tile begins.
+TILEATTN_HOST_DEVICE std::int64_t first_row(const AttentionProblem& problem,
+                                            const Sequence& sequence, int head, int first_query) {
+  std::int64_t token =
+      std::int64_t{sequence.entry} * problem.len_q + sequence.first_q + first_query;
+  return token * problem.heads_q + head;
+}
 
-  Tensor coordinates = by_rows(
-      Mma{}
+/// The (row, column) of out that each of this thread's elements is.
+template <class Config>
+CUTE_DEVICE auto out_coordinates() {
+  return by_rows(
+      typename Config::OutMma{}
           .get_slice(threadIdx.x)
           .partition_C(make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kDim>>{})));
-  Tensor values = by_rows(out);
+}
+
+/// Writes the lse of the first `rows` rows of a tile; `lse` is that of its first row.
+template <class Config, int kRows>
+CUTE_DEVICE void store_lse(float* lse, int row_stride, int rows,
+                           const OnlineSoftmax<kRows>& softmax) {
+  Tensor coordinates = out_coordinates<Config>();
   CUTE_UNROLL
   for (int r = 0; r < kRows; ++r) {
     int row = get<0>(coordinates(r, 0));
-    float inverse = softmax.inverse_sum(r);
-    CUTE_UNROLL
-    for (int c = 0; c < size<1>(values); ++c) values(r, c) *= inverse;
-    if (row >= rows) continue;
-    std::int64_t at = lse_row + std::int64_t{row} * problem.heads_q;
-    if (threadIdx.x % 4 == 0) lse[at] = softmax.lse(r);
-    if (!params.partials.out) continue;
-    float* to = params.partials.out + (part + at) * problem.dim_v;
+    if (row < rows && threadIdx.x % 4 == 0) lse[std::int64_t{row} * row_stride] = softmax.lse(r);
+  }
+}
+
+/// Writes the first `rows` rows of a tile of fp32 results.
+template <class Config, class Out>
+CUTE_DEVICE void store_part(float* to, std::int64_t row_stride, int rows, int dims,
+                            const Out& out) {
+  Tensor coordinates = out_coordinates<Config>();
+  Tensor values = by_rows(out);
+  CUTE_UNROLL
+  for (int r = 0; r < size<0>(values); ++r) {
+    int row = get<0>(coordinates(r, 0));
     CUTE_UNROLL
     for (int c = 0; c < size<1>(values); ++c) {
       int column = get<1>(coordinates(0, c));
-      if (column < problem.dim_v) to[column] = values(r, c);
+      if (row < rows && column < dims) to[row * row_stride + column] = values(r, c);
     }
   }
-  if (params.partials.out) return;
-  round_to_shared(Mma{}, out, shared_q, typename QuerySmem::Plain{});
-  __syncthreads();
-  store_rows<Config>(shared_q, typename QuerySmem::Plain{},
-                     row_pointer<Element>(problem.out, sequence.entry, token, head),
-                     problem.out.token_stride, rows, problem.dim_v);
 }
 
 }  // namespace tileattn::cuda

@@ -12,6 +12,7 @@
 #include "combine.cuh"
 #include "launch.cuh"
 #include "mainloop_sm80.cuh"
+#include "splits.h"
 
 namespace tileattn::cuda {
 
@@ -40,17 +41,19 @@ __global__ void __launch_bounds__(Config::kThreads)
   constexpr int kRows = decltype(size<0>(by_rows(out)))::value;
   OnlineSoftmax<kRows> softmax(problem.sinks && split == 0 ? problem.sinks[head] : -INFINITY);
   mainloop.run(shared, walk, begin, end, out, softmax);
-  softmax.finish();
-  store_forward<Config>(params, sequence, head, query_tile, split, out, softmax, shared.q);
-}
+  softmax.finish(by_rows(out));
 
-/// Into how many parts to split the keys so that `blocks` tiles fill the device.
-inline int choose_splits(std::int64_t blocks, int key_tiles, int multiprocessors) {
-  constexpr int kTilesPerSplit = 2;  // at least, or merging costs more than it saves
-  if (blocks == 0 || blocks * 2 > multiprocessors) return 1;
-  std::int64_t wanted = multiprocessors / blocks;
-  return int(
-      std::max<std::int64_t>(1, std::min<std::int64_t>({wanted, key_tiles / kTilesPerSplit, 64})));
+  int first = query_tile * Config::kQueries, rows = sequence.len_q - first;
+  std::int64_t row = first_row(problem, sequence, head, first);
+  if (params.partials.out) {
+    row += split * rows_of(problem);
+    store_lse<Config>(params.partials.lse + row, problem.heads_q, rows, softmax);
+    store_part<Config>(params.partials.out + row * problem.dim_v,
+                       std::int64_t{problem.heads_q} * problem.dim_v, rows, problem.dim_v, out);
+  } else {
+    store_lse<Config>(problem.lse + row, problem.heads_q, rows, softmax);
+    mainloop.store(shared, out);
+  }
 }
 
 template <class Element, int kDim, SharedBudget kBudget>
@@ -65,6 +68,8 @@ struct ForwardLaunch {
     return choose_splits(blocks, tileattn::ceil_div(problem.len_k, Config::kKeys),
                          multiprocessors());
   }
+
+  static bool suits(const AttentionForward&) { return true; }
 
   static std::size_t workspace(const AttentionForward& problem) {
     int parts = splits(problem);

@@ -16,11 +16,13 @@ struct ForwardConfig {
   static constexpr int kStages = kStages_;  // of K and V each
   static constexpr int kThreads = kWarps_ * 32;
   static constexpr Tiling kTiling{kQueries, kKeys};
+  static constexpr bool kExactQuotient = true;  // of scores; it keeps head dim 256 from spilling
 
   using QuerySmem = SwizzledSmem<kQueries, kDim>;
   using KeySmem = SwizzledSmem<kKeys, kDim>;
   using ScoreMma = TiledMMA<MmaAtom80<Element>, Layout<Shape<Int<kWarps_>, _1, _1>>,
                             Tile<Int<16 * kWarps_>, _16, _16>>;
+  using OutMma = ScoreMma;
 
   static_assert(kQueries % (16 * kWarps_) == 0 && kKeys % 16 == 0 && kDim % 32 == 0);
 };

@@ -54,7 +54,7 @@ Kernels<Problem> kernels_of() {
                                                          static_cast<cudaStream_t>(stream));
     });
   };
-  return {Launch::workspace, run, Launch::kSharedBytes};
+  return {Launch::suits, Launch::workspace, run, Launch::kSharedBytes};
 }
 
 }  // namespace tileattn::cuda

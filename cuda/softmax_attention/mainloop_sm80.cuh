@@ -5,9 +5,9 @@
 #pragma once
 
 #include "forward_config.cuh"
-#include "scores.cuh"
 #include "softmax.cuh"
 #include "tile.cuh"
+#include "visible_scores.cuh"
 
 namespace tileattn::cuda {
 
@@ -77,16 +77,11 @@ class MainloopSm80 {
                            int query_tile)
       : problem_(problem),
         sequence_(sequence),
-        pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
-        scores_(problem, sequence.index, sequence.len_q, sequence.len_k),
+        scores_(problem, sequence, head, query_tile),
         head_(head),
-        query_tile_(query_tile),
-        // Hidden products become -inf, which only a positive factor leaves as they are.
-        plain_(!scores_.modified() && problem.scale > 0.0f) {
-    scores_.set_head(head);
-  }
+        query_tile_(query_tile) {}
 
-  CUTE_DEVICE auto walk() const { return pattern_.keys_of(query_tile_, Config::kTiling); }
+  CUTE_DEVICE auto walk() const { return scores_.walk(); }
 
   /// Visits the key tiles walk[begin, end).
   template <class Walk, class Out, class Softmax>
@@ -123,7 +118,7 @@ class MainloopSm80 {
           partition_fragment_C(Mma{}, Shape<Int<Config::kQueries>, Int<Config::kKeys>>{});
       clear(weights);
       multiply_scores<Config>(weights, shared.q, shared.k[stage]);
-      float factor = modify(by_rows(weights), walk[n]);
+      float factor = scores_.modify(by_rows(weights), walk[n]);
       softmax.absorb(by_rows(weights), by_rows(out), factor);
 
       cp_async_wait<kInFlight>();
@@ -134,6 +129,18 @@ class MainloopSm80 {
     }
     cp_async_wait<0>();
     __syncthreads();  // shared memory is free
+  }
+
+  /// Writes the tile of out, by way of the shared memory of Q.
+  template <class Out>
+  CUTE_DEVICE void store(Shared& shared, const Out& out) const {
+    round_to_shared<Element>(Mma{}, out, shared.q, typename QuerySmem::Plain{});
+    __syncthreads();
+    int first = query_tile_ * Config::kQueries;
+    store_rows<Config>(shared.q, typename QuerySmem::Plain{},
+                       row_pointer<Element>(problem_.out, sequence_.entry,
+                                            std::int64_t{sequence_.first_q} + first, head_),
+                       problem_.out.token_stride, sequence_.len_q - first, problem_.dim_v);
   }
 
  private:
@@ -153,40 +160,11 @@ class MainloopSm80 {
                       from.token_stride, sequence_.len_k - first, dims);
   }
 
-  /// Products become scores, -inf where hidden; returns what makes them base-2 logits.
-  template <class Matrix>
-  CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
-    bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
-    if (full && plain_) return problem_.scale * kLog2E;
-    auto each = [&](auto&& change) {
-      CUTE_UNROLL
-      for (int c = 0; c < size<1>(products); ++c) {
-        Tensor coordinates = by_rows(  // afresh: registers are short
-            Mma{}
-                .get_slice(fresh_thread_index())
-                .partition_C(
-                    make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
-        int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
-        CUTE_UNROLL
-        for (int r = 0; r < size<0>(products); ++r)
-          change(products(r, c), query_tile_ * Config::kQueries + get<0>(coordinates(r, 0)), key);
-      }
-    };
-    float derivative;  // the backward's matter
-    if (!plain_)
-      each([&](float& x, int query, int key) { x = scores_(x, query, key, derivative); });
-    if (!full)
-      each([&](float& x, int query, int key) { x = pattern_.visible(query, key) ? x : -INFINITY; });
-    return plain_ ? problem_.scale * kLog2E : kLog2E;
-  }
-
   const AttentionForward& problem_;
   const Sequence& sequence_;
-  Pattern pattern_;
-  Scores<Element> scores_;
+  VisibleScores<Config, Pattern> scores_;
   int head_;
   int query_tile_;
-  bool plain_;
 };
 
 }  // namespace tileattn::cuda

@@ -18,14 +18,20 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return result;
 }
 
-/// The modifiers of one sequence, head by head.
-template <class Element>
+/// Whether the score is more than scale * q.k.
+__host__ __device__ __forceinline__ bool has_modifiers(const AttentionProblem& problem) {
+  return problem.softcap > 0.0f || problem.alibi_slopes || problem.bias.data;
+}
+
+/// The modifiers of one sequence, head by head. The exact quotient in a softcap is a
+/// function call; which one needs fewer registers depends on the kernel.
+template <class Element, bool kExactQuotient = true>
 class Scores {
  public:
   __device__ __forceinline__ Scores(const AttentionProblem& problem, int sequence, int len_q,
                                     int len_k)
       : problem_(problem),
-        modified_(problem.softcap > 0.0f || problem.alibi_slopes || problem.bias.data),
+        modified_(has_modifiers(problem)),
         sequence_(sequence),
         len_q_(len_q),
         len_k_(len_k) {}
@@ -45,7 +51,9 @@ class Scores {
     float score = product * problem_.scale;
     if (problem_.softcap > 0.0f) {
       // tanh(x) = 1 - 2 / (exp(2x) + 1)
-      float power = exp2_approx(score / problem_.softcap * (2.0f * kLog2E));
+      float quotient =
+          kExactQuotient ? score / problem_.softcap : __fdividef(score, problem_.softcap);
+      float power = exp2_approx(quotient * (2.0f * kLog2E));
       float capped = 1.0f - __fdividef(2.0f, power + 1.0f);
       score = problem_.softcap * capped;
       derivative = 1.0f - capped * capped;

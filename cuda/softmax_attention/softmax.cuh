@@ -6,6 +6,10 @@
 
 namespace tileattn::cuda {
 
+/// One factor for each of a thread's rows.
+template <int kRows>
+using RowFactors = cute::array<float, kRows>;
+
 /// The running maximum and sum of this thread's rows; four neighbouring lanes
 /// share a row and hold each a part of the sum.
 template <int kRows>
@@ -23,45 +27,70 @@ class OnlineSoftmax {
   template <class Scores, class Sum>
   CUTE_DEVICE void absorb(Scores&& scores, Sum&& out, float factor) {
     CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      float top = scores(r, 0);
-      CUTE_UNROLL
-      for (int c = 1; c < size<1>(scores); ++c) top = fmaxf(top, scores(r, c));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
-      float new_max = fmaxf(max_[r], top * factor);
-      float base = new_max == -INFINITY ? 0.0f : new_max;  // nothing visible yet
-      float rescale = exp2_approx(max_[r] - base);
-      max_[r] = new_max;
-      float sum = sum_[r] * rescale;
-      CUTE_UNROLL
-      for (int c = 0; c < size<1>(scores); ++c) {
-        scores(r, c) = exp2_approx(fmaf(scores(r, c), factor, -base));
-        sum += scores(r, c);
-      }
-      sum_[r] = sum;
-      CUTE_UNROLL
-      for (int c = 0; c < size<1>(out); ++c) out(r, c) *= rescale;
-    }
+    for (int r = 0; r < kRows; ++r) rescale_row(out, r, weigh_row(scores, r, factor));
   }
 
-  /// Joins the parts of the rows' sums.
-  CUTE_DEVICE void finish() {
+  /// The first half of absorb, for an `out` that is still being added to.
+  template <class Scores>
+  CUTE_DEVICE RowFactors<kRows> weigh(Scores&& scores, float factor) {
+    RowFactors<kRows> rescale;
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) rescale[r] = weigh_row(scores, r, factor);
+    return rescale;
+  }
+
+  /// The second half.
+  template <class Sum>
+  CUTE_DEVICE static void rescale(Sum&& out, const RowFactors<kRows>& factors) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) rescale_row(out, r, factors[r]);
+  }
+
+  /// Joins the parts of the rows' sums, and divides out by them; a row that saw no key stays 0.
+  template <class Sum>
+  CUTE_DEVICE void finish(Sum&& out) {
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       sum_[r] += __shfl_xor_sync(0xffffffff, sum_[r], 1);
       sum_[r] += __shfl_xor_sync(0xffffffff, sum_[r], 2);
+      rescale_row(out, r, sum_[r] == 0.0f ? 0.0f : 1.0f / sum_[r]);
     }
   }
 
-  /// 1 / sum, or 0 for a row that saw no key.
-  CUTE_DEVICE float inverse_sum(int r) const { return sum_[r] == 0.0f ? 0.0f : 1.0f / sum_[r]; }
   /// Natural log of the row's sum; -inf for a row that saw no key.
   CUTE_DEVICE float lse(int r) const {
     return sum_[r] == 0.0f ? -INFINITY : fmaf(max_[r], kLn2, logf(sum_[r]));
   }
 
  private:
+  /// Returns what the earlier weights must be multiplied by.
+  template <class Scores>
+  CUTE_DEVICE float weigh_row(Scores&& scores, int r, float factor) {
+    float top = scores(r, 0);
+    CUTE_UNROLL
+    for (int c = 1; c < size<1>(scores); ++c) top = fmaxf(top, scores(r, c));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
+    float new_max = fmaxf(max_[r], top * factor);
+    float base = new_max == -INFINITY ? 0.0f : new_max;  // nothing visible yet
+    float rescale = exp2_approx(max_[r] - base);
+    max_[r] = new_max;
+    float sum = sum_[r] * rescale;
+    CUTE_UNROLL
+    for (int c = 0; c < size<1>(scores); ++c) {
+      scores(r, c) = exp2_approx(fmaf(scores(r, c), factor, -base));
+      sum += scores(r, c);
+    }
+    sum_[r] = sum;
+    return rescale;
+  }
+
+  template <class Sum>
+  CUTE_DEVICE static void rescale_row(Sum&& out, int r, float factor) {
+    CUTE_UNROLL
+    for (int c = 0; c < size<1>(out); ++c) out(r, c) *= factor;
+  }
+
   float max_[kRows];
   float sum_[kRows];
 };

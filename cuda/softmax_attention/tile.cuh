@@ -210,12 +210,19 @@ CUTE_DEVICE void round_to_shared(Mma mma, const Sum& sum, Element* to, Layout la
   copy(copy_c, thread_copy.retile_S(rounded), thread_copy.partition_D(tile));
 }
 
-/// A product's ((pair, row), tile_m, tile_n) values as a [rows, columns] matrix.
+/// A product's values as a [rows, columns] matrix. They are ((pair, row), tile_m, tile_n) of
+/// mma.sync and ((pair, row, 8 columns), tile_m, tile_n) of wgmma.
 template <class Product>
 CUTE_DEVICE auto by_rows(Product&& product) {
   auto layout = product.layout();
-  return make_tensor(product.data(), make_layout(make_layout(get<0, 1>(layout), get<1>(layout)),
-                                                 make_layout(get<0, 0>(layout), get<2>(layout))));
+  auto rows = make_layout(get<0, 1>(layout), get<1>(layout));
+  if constexpr (decltype(rank<0>(layout))::value == 3) {
+    auto columns = make_layout(get<0, 0>(layout), get<0, 2>(layout), get<2>(layout));
+    return make_tensor(product.data(), make_layout(rows, columns));
+  } else {
+    auto columns = make_layout(get<0, 0>(layout), get<2>(layout));
+    return make_tensor(product.data(), make_layout(rows, columns));
+  }
 }
 
 }  // namespace tileattn::cuda

@@ -25,10 +25,16 @@ def _require_torch(minimum: tuple[int, int] = (2, 11)) -> None:
 
 _require_torch()
 
-from tileattn import nn, reference  # noqa: E402  (after the check, for a readable error)
+from tileattn import nn, planner, reference  # noqa: E402  (after the check, for a readable error)
 from tileattn._paths import cmake_prefix  # noqa: E402
 from tileattn.backend import use_backend  # noqa: E402
 from tileattn.dense import attention, merge_attention  # noqa: E402
+from tileattn.neighborhood import (  # noqa: E402
+    halo_attention,
+    neighborhood_attention,
+    windowed_attention,
+)
+from tileattn.neighborhood_unfused import neighborhood_av, neighborhood_qk  # noqa: E402
 
 try:
     __version__ = importlib.metadata.version("tileattn")
@@ -39,8 +45,14 @@ __all__ = [
     "__version__",
     "attention",
     "cmake_prefix",
+    "halo_attention",
     "merge_attention",
+    "neighborhood_attention",
+    "neighborhood_av",
+    "neighborhood_qk",
     "nn",
+    "planner",
     "reference",
     "use_backend",
+    "windowed_attention",
 ]

@@ -26,12 +26,12 @@ def describe(value: object) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
     # Under torch.compile a size may be symbolic.
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def _require_tensor(name: str, value: object) -> None:
+def require_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {describe(value)}; it must be a tensor")
 
@@ -44,9 +44,14 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
         else (4, "[batch, tokens, heads, head_dim]")
     )
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        _require_tensor(name, tensor)
+        require_tensor(name, tensor)
         if tensor.dim() != rank:
             raise ValueError(f"{name} is {describe(tensor)}; its layout must be {layout}")
+    check_agreement(q, k, v, packed)
+
+
+def check_agreement(q: Tensor, k: Tensor, v: Tensor, packed: bool = False) -> None:
+    """What q, k and v of the right ranks must have in common."""
     if q.dtype not in FLOAT_DTYPES:
         raise TypeError(f"q is {describe(q)}; allowed dtypes: float16, bfloat16, float32, float64")
     for name, tensor in (("k", k), ("v", v)):
@@ -93,7 +98,7 @@ def check_window(window: Window | None, sink_tokens: int) -> tuple[int, int, int
 
     Numbers beyond any length become the largest that the kernels take.
     """
-    if not _is_int(sink_tokens):
+    if not is_int(sink_tokens):
         raise TypeError(f"sink_tokens is {describe(sink_tokens)}; it must be an int >= 0")
     if sink_tokens < 0:
         raise ValueError(f"sink_tokens is {sink_tokens}; it must be >= 0")
@@ -110,7 +115,7 @@ def check_window(window: Window | None, sink_tokens: int) -> tuple[int, int, int
 def _check_side(name: str, side: int | None) -> int:
     if side is None:
         return -1
-    if not _is_int(side):
+    if not is_int(side):
         raise TypeError(f"window: {name} is {describe(side)}; it must be an int >= 0 or None")
     if side < 0:
         raise ValueError(f"window: {name} is {side}; it must be >= 0, or None for unlimited")
@@ -138,7 +143,7 @@ def check_flag(name: str, value: bool) -> None:
 
 def check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
     """A float tensor [B|1, H|1, Sq|1, Sk] of q's dtype or float32."""
-    _require_tensor("bias", bias)
+    require_tensor("bias", bias)
     if bias.dtype == torch.bool:
         raise TypeError(
             "bias is a torch.bool tensor; pass a float one: "
@@ -146,7 +151,7 @@ def check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
         )
     if bias.dtype not in (q.dtype, torch.float32):
         raise TypeError(f"bias has dtype {bias.dtype}; allowed: that of q, {q.dtype}, or float32")
-    _require_device("bias", bias, q)
+    require_device("bias", bias, q)
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     fits = bias.dim() == 4 and bias.shape[3] == full[3]
     if not fits or any(n != 1 and n != m for n, m in zip(bias.shape[:3], full[:3], strict=True)):
@@ -158,10 +163,10 @@ def check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
 
 def check_slopes(slopes: Tensor, q: Tensor, batch: int) -> None:
     """float32 [H] or [B, H], no gradient."""
-    _require_tensor("alibi_slopes", slopes)
+    require_tensor("alibi_slopes", slopes)
     if slopes.dtype != torch.float32:
         raise TypeError(f"alibi_slopes has dtype {slopes.dtype}; it must be torch.float32")
-    _require_device("alibi_slopes", slopes, q)
+    require_device("alibi_slopes", slopes, q)
     heads = q.shape[-2]
     if tuple(slopes.shape) not in ((heads,), (batch, heads)):
         raise ValueError(
@@ -177,17 +182,17 @@ def check_slopes(slopes: Tensor, q: Tensor, batch: int) -> None:
 
 def check_sinks(sinks: Tensor, q: Tensor) -> None:
     """A float tensor [H]."""
-    _require_tensor("sinks", sinks)
+    require_tensor("sinks", sinks)
     if sinks.dtype not in FLOAT_DTYPES:
         raise TypeError(f"sinks has dtype {sinks.dtype}; it must be a floating dtype")
-    _require_device("sinks", sinks, q)
+    require_device("sinks", sinks, q)
     if tuple(sinks.shape) != (q.shape[-2],):
         raise ValueError(
             f"sinks has shape {list(sinks.shape)}; it must be [heads] = [{q.shape[-2]}]"
         )
 
 
-def _require_device(name: str, tensor: Tensor, q: Tensor) -> None:
+def require_device(name: str, tensor: Tensor, q: Tensor) -> None:
     if tensor.device != q.device:
         raise ValueError(f"{name} is on {tensor.device}; it must be on q's device, {q.device}")
 
@@ -203,10 +208,10 @@ def check_cu_seqlens(
     for name, cu_seqlens, _ in pairs:
         if cu_seqlens is None:
             raise ValueError(f"{name} is None; both cu_seqlens must be given, or neither")
-        _require_tensor(name, cu_seqlens)
+        require_tensor(name, cu_seqlens)
         if cu_seqlens.dtype != torch.int32:
             raise TypeError(f"{name} has dtype {cu_seqlens.dtype}; it must be torch.int32")
-        _require_device(name, cu_seqlens, q)
+        require_device(name, cu_seqlens, q)
         if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
             raise ValueError(
                 f"{name} has shape {list(cu_seqlens.shape)}; it must be [sequences + 1]"
@@ -247,7 +252,7 @@ def check_parts(outs: list[Tensor], lses: list[Tensor]) -> None:
         )
     for name, parts in (("outs", outs), ("lses", lses)):
         for n, part in enumerate(parts):
-            _require_tensor(f"{name}[{n}]", part)
+            require_tensor(f"{name}[{n}]", part)
             first = parts[0]
             if part.dtype not in FLOAT_DTYPES or part.dtype != first.dtype:
                 raise TypeError(

@@ -21,12 +21,14 @@ _INPUTS = (
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, float scale, float softcap, int window_left, "
     "int window_right, int sink_tokens, bool causal, bool deterministic"
 )
-_LIBRARY.define(f"attention_forward({_INPUTS.format(state='')}) -> (Tensor out, Tensor lse)")
-_LIBRARY.define(
+SCHEMAS = (
+    f"attention_forward({_INPUTS.format(state='')}) -> (Tensor out, Tensor lse)",
     "attention_backward(Tensor dout, Tensor? dlse, "
     + _INPUTS.format(state="Tensor out, Tensor lse, ")
-    + ", bool bias_grad) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor delta)"
+    + ", bool bias_grad) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor delta)",
 )
+for _schema in SCHEMAS:
+    _LIBRARY.define(_schema)
 
 _BACKWARD = torch.ops.tileattn.attention_backward
 #: Positions of the forward's arguments that are tensors; the rest are plain numbers.

@@ -29,7 +29,7 @@ inline void accumulate_gradient(const LinearAttentionBackward& p, LinearSpan spa
     const ChunkTokens tokens = chunk_of(p, span, n);
     chunk.rows = tokens.rows;
     decay.compute(p.log_decay, tokens.batch, tokens.head, tokens.begin, tokens.rows);
-    load_rows(query_rows(p, tokens), tokens.rows, tokens.rows, p.dim, p.scale, q);
+    load_rows(query_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, p.scale, q);
     transpose_rows(q, tokens.rows, p.dim, chunk.keys);
     load_dout(p, tokens, chunk.values);
     update_state(chunk, decay);
@@ -59,13 +59,13 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
     if (p.causal) {
       load_values(p, tokens, v);
       transpose_rows(v, tokens.rows, value_dim(p), chunk.keys);
-      load_rows(key_rows(p, tokens), tokens.rows, tokens.rows, p.dim, 1.0f, chunk.values);
+      load_rows(key_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, 1.0f, chunk.values);
       compute_scores(chunk, decay.walk());
       decay_scores(chunk, decay);
     }
     read_state(chunk, decay);
     if (p.dlog_decay) {
-      load_rows(query_rows(p, tokens), tokens.rows, tokens.rows, p.dim, p.scale, q);
+      load_rows(query_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, p.scale, q);
       for (int r = 0; r < tokens.rows; ++r)
         *dlog_decay_at(p, tokens, r) =
             dot(chunk.out.data + r * chunk.out.stride, q.data + r * q.stride, padded_dim(p));
@@ -108,9 +108,9 @@ struct KeySweep {
 
   void load(const LinearAttentionBackward& p, const ChunkTokens& c) {
     for_dk.rows = for_dv.rows = c.rows;
-    load_rows(key_rows(p, c), c.rows, c.rows, p.dim, 1.0f, for_dv.queries);
+    load_rows(key_rows(p, c), 0, c.rows, c.rows, p.dim, 1.0f, for_dv.queries);
     load_values(p, c, for_dk.queries);
-    load_rows(query_rows(p, c), c.rows, c.rows, p.dim, p.scale, for_dk.values);
+    load_rows(query_rows(p, c), 0, c.rows, c.rows, p.dim, p.scale, for_dk.values);
     load_dout(p, c, for_dv.values);
     transpose_rows(for_dk.values, c.rows, p.dim, for_dv.keys);
     transpose_rows(for_dv.values, c.rows, value_dim(p), for_dk.keys);

@@ -57,7 +57,7 @@ inline void forward(const LinearAttentionForward& p, LinearSpan span, float* sta
     const ChunkTokens tokens = chunk_of(p, span, n);
     chunk.rows = tokens.rows;
     decay.compute(p.log_decay, tokens.batch, tokens.head, tokens.begin, tokens.rows);
-    load_rows(query_rows(p, tokens), tokens.rows, tokens.rows, p.dim, p.scale, chunk.queries);
+    load_rows(query_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, p.scale, chunk.queries);
     if (p.causal) {
       load_panel(key_rows(p, tokens), tokens.rows, p.dim, chunk.keys);
       load_values(p, tokens, chunk.values);

@@ -35,10 +35,11 @@ inline ChunkTokens chunk_of(const LinearAttentionProblem& p, LinearSpan span, in
 }
 
 /// Tokens to panel[dim][kPanel].
-inline void load_panel(TokenRows<const char> from, int rows, int dim, float* panel) {
+inline void load_panel(RowsInARow<const char> from, int rows, int dim, float* panel) {
   for (int d = 0; d < dim; d += kMaxDim)
-    load_transposed({from.data + d * bytes_of(from.dtype), from.stride, from.dtype}, rows,
-                    imin(kMaxDim, dim - d), panel + d * kPanel);
+    load_transposed(
+        RowsInARow<const char>{from.data + d * bytes_of(from.dtype), from.stride, from.dtype}, rows,
+        imin(kMaxDim, dim - d), panel + d * kPanel);
 }
 
 /// The same from rows already in scratch.
@@ -48,25 +49,26 @@ inline void transpose_rows(RowMajor from, int rows, int dim, float* panel) {
              rows, dim, panel);
 }
 
-inline TokenRows<const char> query_rows(const LinearAttentionProblem& p, const ChunkTokens& c) {
+inline RowsInARow<const char> query_rows(const LinearAttentionProblem& p, const ChunkTokens& c) {
   return rows_of(p.q, p.dtype, c.batch, c.head, c.begin);
 }
-inline TokenRows<const char> key_rows(const LinearAttentionProblem& p, const ChunkTokens& c) {
+inline RowsInARow<const char> key_rows(const LinearAttentionProblem& p, const ChunkTokens& c) {
   return rows_of(p.k, p.dtype, c.batch, c.kv_head, c.begin);
 }
-inline TokenRows<const char> value_rows(const LinearAttentionProblem& p, const ChunkTokens& c) {
+inline RowsInARow<const char> value_rows(const LinearAttentionProblem& p, const ChunkTokens& c) {
   return rows_of(p.v, p.dtype, c.batch, c.kv_head, c.begin);
 }
 
 /// Values, and 1 as their last channel where they are normalized.
 inline void load_values(const LinearAttentionProblem& p, const ChunkTokens& c, RowMajor to) {
-  load_rows(value_rows(p, c), c.rows, c.rows, p.dim_v, 1.0f, to);
+  load_rows(value_rows(p, c), 0, c.rows, c.rows, p.dim_v, 1.0f, to);
   for (int r = 0; r < c.rows && p.normalize; ++r) to.data[r * to.stride + p.dim_v] = 1.0f;
 }
 
 /// The gradient of numerator and denominator: dout / den, and -(dout . out) / den.
 inline void load_dout(const LinearAttentionBackward& p, const ChunkTokens& c, RowMajor to) {
-  load_rows(rows_of(p.dout, p.dtype, c.batch, c.head, c.begin), c.rows, c.rows, p.dim_v, 1.0f, to);
+  load_rows(rows_of(p.dout, p.dtype, c.batch, c.head, c.begin), 0, c.rows, c.rows, p.dim_v, 1.0f,
+            to);
   if (!p.normalize) return;
   auto out_rows = rows_of(p.out, p.dtype, c.batch, c.head, c.begin);
   const float* denominators =

@@ -8,6 +8,10 @@
 //   s = -inf                                      where the pattern hides j from i
 // and sinks[h] joins each row's sum as one more logit without a value.
 // A row that sees no key: out = 0, lse = -inf (or the sink), gradients 0.
+//
+// With `neighborhood` the tokens of q, k and v stand on a grid, and its windows say what is
+// visible; extra keys are seen by every query. Softcap, ALiBi, bias, sinks and packed
+// sequences are for tokens in a row only.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +19,7 @@
 #include <vector>
 
 #include "tileattn/executor.h"
+#include "tileattn/pattern/neighborhood.h"
 #include "tileattn/pattern/pattern.h"
 #include "tileattn/tensor_ref.h"
 
@@ -37,7 +42,12 @@ struct AttentionProblem {
   ConstTensorRef k;  // [batch, len_k, heads_kv, dim]
   ConstTensorRef v;  // [batch, len_k, heads_kv, dim_v]
 
-  PatternSpec pattern;
+  PatternSpec pattern;            // of tokens in a row
+  NeighborhoodSpec neighborhood;  // of tokens on a grid; len_q and len_k count all of them
+  int extra_keys = 0;             // with a neighborhood
+  ConstTensorRef extra_k;         // [batch, extra_keys, heads_kv, dim]
+  ConstTensorRef extra_v;         // [batch, extra_keys, heads_kv, dim_v]
+
   float scale = 1.0f;
   float softcap = 0.0f;                 // 0: none
   const float* alibi_slopes = nullptr;  // [batch or 1, heads_q]
@@ -57,6 +67,7 @@ struct AttentionBackward : AttentionProblem {
   const float* lse = nullptr;   // as the forward wrote it
   const float* dlse = nullptr;  // [batch, len_q, heads_q], contiguous, or null
   TensorRef dq, dk, dv;         // as q, k, v; every element in range is written
+  TensorRef dextra_k, dextra_v;
   // fp32, zeroed by the caller, added to. Its strides may be 0 where the bias is
   // broadcast; heads and batch entries then add up in no fixed order.
   BiasRef dbias;
@@ -79,6 +90,7 @@ struct BuiltKernels {
   const char* op;  // "forward" or "backward"
   DType dtype;
   int dim;
+  int capability;    // of the devices they are for: 80 (and later ones), or 90 exactly
   int shared_limit;  // bytes of shared memory that a block of the device must be able to have
   int shared_bytes;  // and what the largest of the kernels takes
 };

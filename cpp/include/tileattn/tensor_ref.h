@@ -12,12 +12,15 @@ constexpr std::size_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4
 
 /// A [batch, token, head, dim] tensor. Strides count elements; that of dim is 1.
 /// Packed sequences are one batch entry: [token, head, dim] with batch_stride 0.
+/// Tokens of a grid, [batch, x, y, z, head, dim]: token_stride is that of the last axis, and
+/// outer_stride those of the axes before it, the nearest last.
 template <class Void>
 struct BasicTensorRef {
   Void* data = nullptr;
   std::int64_t batch_stride = 0;
   std::int64_t token_stride = 0;
   std::int64_t head_stride = 0;
+  std::int64_t outer_stride[2] = {0, 0};
 };
 
 using TensorRef = BasicTensorRef<void>;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tileattn.cli import bench, demo, info, show, verify
+from tileattn.cli import bench, demo, info, plan, show, verify
 
 app = typer.Typer(
     help="Fused tiled attention kernels: what runs here, is it right, how fast is it.",
@@ -17,6 +17,7 @@ app.command()(info.info)
 app.command()(verify.verify)
 app.command()(bench.bench)
 app.command()(show.show)
+app.command()(plan.plan)
 app.add_typer(demo.app, name="demo")
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tileattn.cli import console, machine, timing
 from tileattn.cli.show import import_pyplot
-from tileattn.cli.workloads import DTYPES, PRESETS, Workload
+from tileattn.cli.workloads import DTYPES, PRESETS, Workload, matmul
 
 
 def bench(
@@ -36,8 +36,9 @@ def bench(
 ) -> None:
     """Time our attention, torch's SDPA and, if asked, FlexAttention side by side.
 
-    GFLOP/s count useful work: visible query-key pairs only. Ratio: the median time of torch's
-    fastest SDPA by that of the row's kernel.
+    GFLOP/s count useful work: visible query-key pairs only. They are compared with torch's speed
+    at a large matrix product of the same dtype, which takes its turns, too. Ratio: the median time
+    of torch's fastest SDPA by that of the row's kernel.
 
     Examples:
 
@@ -87,17 +88,21 @@ def _measure(
 
         for n, workload in enumerate(workloads):
             functions = workload.functions(device, flex)
+            functions["matmul"], matmul_flops = matmul(workload.dtype, device)
             found = timing.interleave(functions, device, seconds, after(n))
             torch_s = (t.median for name, t in found.items() if name.startswith("sdpa"))
             sdpa = min(torch_s, default=float("nan"))
+            ceiling = matmul_flops / found.pop("matmul").median
             for competitor, measured in found.items():
+                speed = workload.flops / measured.median
                 rows.append(
                     {
                         "workload": workload.name,
                         "kernel": competitor,
                         "median_ms": measured.median * 1e3,
                         "min_ms": measured.minimum * 1e3,
-                        "gflops": workload.flops / measured.median / 1e9,
+                        "gflops": speed / 1e9,
+                        "to_matmul": speed / ceiling,
                         "ratio": sdpa / measured.median,
                         "rounds": measured.rounds,
                     }
@@ -106,7 +111,7 @@ def _measure(
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    numeric = ("median ms", "min ms", "GFLOP/s", "ratio", "rounds")
+    numeric = ("median ms", "min ms", "GFLOP/s", "to matmul", "ratio", "rounds")
     made = console.table(*("workload", "kernel", *numeric), right=numeric)
     previous = ""
     for row in rows:
@@ -116,6 +121,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['median_ms']:.3f}",
             f"{row['min_ms']:.3f}",
             f"{row['gflops']:.1f}",
+            f"{row['to_matmul']:.0%}",
             f"{row['ratio']:.2f}",
             str(row["rounds"]),
         )

@@ -142,6 +142,13 @@ class Workload:
         return lambda q, k, v: compiled(q, k, v, block_mask=blocks, enable_gqa=gqa)
 
 
+def matmul(dtype: str, device: str) -> tuple[Function, int]:
+    """A large square product in torch, the practical ceiling of dense kernels, and its FLOPs."""
+    size = 1536 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
+    return lambda: a @ b, 2 * size**3
+
+
 PRESETS: dict[str, tuple[Workload, ...]] = {
     "cpu-dense": (
         Workload(1024),

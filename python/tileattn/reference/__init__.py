@@ -6,5 +6,12 @@ that a wrong pattern is caught. Any device, float64 included; memory grows with 
 
 from tileattn.reference.dense import attention, attention_mask
 from tileattn.reference.linear import linear_attention
+from tileattn.reference.neighborhood import neighborhood_attention, neighborhood_mask
 
-__all__ = ["attention", "attention_mask", "linear_attention"]
+__all__ = [
+    "attention",
+    "attention_mask",
+    "linear_attention",
+    "neighborhood_attention",
+    "neighborhood_mask",
+]

@@ -14,7 +14,7 @@ std::function<void()> issued_here(Warp& w, int lane, F work) {
       work();
     } catch (const SimError& error) {
       throw SimError(error.what() + ("\n  in the asynchronous operation issued by " +
-                                     w.place_of_line(lane, line)));
+                                     w.place_of_line(lane < 0 ? error.lane : lane, line)));
     }
   };
 }

@@ -76,22 +76,32 @@ void combine(uint8_t* to, const uint8_t* from, uint32_t bytes, AtomicOp op, Type
   }
 }
 
+// What a copy moves: the box of a tensor map at some coordinates, or contiguous bytes.
+struct Extent {
+  const TensorMap* map;
+  uint32_t bytes;
+  Coordinates at{};
+};
+Extent extent_of(Warp& w, const Bulk& b, uint64_t global, unsigned lane) {
+  Extent e{b.tensor ? &tensor_map_at(global) : nullptr, 0};
+  e.bytes = e.map ? box_bytes(*e.map) : w.at<uint32_t>(b.bytes)[lane];
+  if (e.map && e.map->rank != b.rank)
+    throw SimError("tensor map of rank " + std::to_string(e.map->rank) + " used with " +
+                   std::to_string(b.rank) + " coordinates");
+  for (size_t k = 0; k < b.coordinates.size(); ++k) e.at[k] = w.at<int32_t>(b.coordinates[k])[lane];
+  if (w.cluster().stats) w.cluster().stats->tma_bytes += e.bytes;
+  return e;
+}
+
 void bulk_to_shared(Warp& w, const Bulk& b, unsigned lane) {
   Cluster* cluster = &w.cluster();
   SharedPlace to = place_of(w, value_of(w, b.to, lane)),
               barrier = place_of(w, value_of(w, b.barrier, lane));
   const uint64_t from = value_of(w, b.from, lane);
-  const TensorMap* map = b.tensor ? &tensor_map_at(from) : nullptr;
-  const uint32_t bytes = map ? box_bytes(*map) : w.at<uint32_t>(b.bytes)[lane];
-  if (map && map->rank != b.rank)
-    throw SimError("tensor map of rank " + std::to_string(map->rank) + " used with " +
-                   std::to_string(b.rank) + " coordinates");
+  const auto [map, bytes, at] = extent_of(w, b, from, lane);
   if (!map && (bytes % 16 || from % 16 || to.offset % 16))
     throw SimError("bulk copy: size and addresses must be multiples of 16");
-  Coordinates at{};
-  for (size_t k = 0; k < b.coordinates.size(); ++k) at[k] = w.at<int32_t>(b.coordinates[k])[lane];
   uint32_t targets = b.multicast ? w.at<uint16_t>(b.cta_mask)[lane] : 1u << to.cta->rank;
-  if (w.cluster().stats) w.cluster().stats->tma_bytes += bytes;
   const SharedPlace source =
       b.direction == Direction::kSharedToShared ? place_of(w, from) : SharedPlace{};
   // With multicast every target's own barrier at the same offset is signalled.
@@ -132,11 +142,7 @@ void bulk_to_shared(Warp& w, const Bulk& b, unsigned lane) {
 void bulk_to_global(Warp& w, const Bulk& b, unsigned lane) {
   SharedPlace from = place_of(w, value_of(w, b.from, lane));
   const uint64_t to = value_of(w, b.to, lane);
-  const TensorMap* map = b.tensor ? &tensor_map_at(to) : nullptr;
-  const uint32_t bytes = map ? box_bytes(*map) : w.at<uint32_t>(b.bytes)[lane];
-  Coordinates at{};
-  for (size_t k = 0; k < b.coordinates.size(); ++k) at[k] = w.at<int32_t>(b.coordinates[k])[lane];
-  if (w.cluster().stats) w.cluster().stats->tma_bytes += bytes;
+  const auto [map, bytes, at] = extent_of(w, b, to, lane);
   const Bulk* bulk = &b;
   from.cta->shared.check_range(from.offset, bytes);
   w.async_access(Unit::kBulkStore, w.bulk[lane].issued() + 1, {from.cta->rank, from.offset, bytes},

@@ -62,7 +62,11 @@ template <Compare C, class T>
 uint32_t compare_lanes(Warp& w, const Inst& in, uint32_t mask) {
   const T *a = w.at<T>(in.op[2]), *b = w.at<T>(in.op[3]);
   uint32_t r = 0;
-  for_lanes(mask, [&](unsigned i) { r |= uint32_t{compare<C>(a[i], b[i])} << i; });
+  if (mask == kFullMask) {  // a loop that the compiler vectorises
+    for (unsigned i = 0; i < kWarpSize; ++i) r |= uint32_t{compare<C>(a[i], b[i])} << i;
+  } else {
+    for_lanes(mask, [&](unsigned i) { r |= uint32_t{compare<C>(a[i], b[i])} << i; });
+  }
   return r;
 }
 // f16 / bf16; the upper element of a packed pair with Index 1.

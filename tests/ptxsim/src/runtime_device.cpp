@@ -6,6 +6,7 @@
 
 #include "memory.h"
 #include "options.h"
+#include "ptxsim.h"
 #include "runtime.h"
 
 using namespace ptxsim;

@@ -8,6 +8,7 @@
 #include "fatbin.h"
 #include "machine.h"
 #include "options.h"
+#include "ptxsim.h"
 #include "runtime.h"
 
 namespace ptxsim {
@@ -208,10 +209,8 @@ cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSucc
 
 // --- the simulator's own interface
 
-// What the last failed launch reported.
 const char* ptxsim_last_report() { return runtime().report.c_str(); }
 
-// Counters of each kernel since the last reset, with PTXSIM_STATS; valid until the next call.
 const char* ptxsim_stats_json() {
   static std::string text;
   text = stats_json();

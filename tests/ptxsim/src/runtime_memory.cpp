@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "memory.h"
+#include "ptxsim.h"
 #include "runtime.h"
 
 using namespace ptxsim;
@@ -79,8 +80,6 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void* p) {
 
 // --- the simulator's own interface
 
-// Declares a host range as usable by kernels; accesses outside all declared and
-// allocated ranges are errors from then on.
 void ptxsim_register_range(void* p, size_t bytes) { global_memory().register_range(p, bytes); }
 void ptxsim_unregister_range(void* p) { global_memory().unregister_range(p); }
 

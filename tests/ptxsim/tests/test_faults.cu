@@ -1,10 +1,9 @@
 // Planted faults. Each kernel exists with its fault, which must be reported with kernel,
 // instruction and thread, and without it, which must pass. The README's table lists what is here.
-#include <dlfcn.h>
-
 #include <cstring>
 #include <string>
 
+#include "../include/ptxsim.h"
 #include "check.h"
 #include "device.h"
 
@@ -253,13 +252,8 @@ const Fault kFaults[] = {
     FAULT(trap, "trap", "trap"),
 };
 
-std::string last_report() {
-  auto report = reinterpret_cast<const char* (*)()>(dlsym(RTLD_DEFAULT, "ptxsim_last_report"));
-  return report();
-}
-
 void expect_report(const Fault& fault) {
-  const std::string report = last_report();
+  const std::string report = ptxsim_last_report();
   auto has = [&](const std::string& part) { return report.find(part) != std::string::npos; };
   CHECK(has(fault.message), "%s: no \"%s\" in: %s", fault.kernel, fault.message, report.c_str());
   CHECK(has(std::string("kernel void ") + fault.kernel), "kernel missing: %s", report.c_str());

@@ -1,0 +1,175 @@
+#include "cpu/grid_cut.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+namespace tileattn::cpu {
+namespace {
+
+constexpr int kRank = NeighborhoodSpec::kMaxRank;
+using BoxSize = std::array<int, kRank>;
+
+int volume(const BoxSize& box) { return box[0] * box[1] * box[2]; }
+
+/// What a visited block costs beside its products, in keys that a group of queries could be
+/// multiplied with instead (found by timing cuts of several problems).
+constexpr double kBlockCost = 16.0;
+/// The same for a key of a query tile, which has to come from the second level cache.
+constexpr double kTileKeyCost = 1.0;
+
+/// A query tile: its box, and the boxes around its groups of rows.
+struct QueryTile {
+  BoxSize size;
+  std::vector<Box<kRank>> groups;
+
+  explicit QueryTile(const BoxSize& size) : size(size) {
+    Box<kRank> tile;
+    for (int a = 0; a < kRank; ++a) tile.axis[a] = {0, size[a]};
+    for (int row = 0; row < tile.size(); ++row) {
+      const Coordinates<kRank> at = tile[row];
+      if (row % kGroup == 0) groups.emplace_back();
+      for (int a = 0; a < kRank; ++a) {
+        Range& range = groups.back().axis[a];
+        range = row % kGroup == 0
+                    ? Range{at.at[a], at.at[a] + 1}
+                    : Range{std::min(range.begin, at.at[a]), std::max(range.end, at.at[a] + 1)};
+      }
+    }
+  }
+};
+
+/// Keys and panels that the tiles of one axis visit.
+struct Visits {
+  double keys = 0, panels = 0;
+};
+
+class CostModel {
+ public:
+  /// The first dilation group, the largest, stands for all.
+  explicit CostModel(const NeighborhoodSpec& spec)
+      : pattern_(Neighborhood<kRank>::make(spec, DilationGroup<kRank>::make(spec, 0))) {}
+
+  const NeighborhoodAxis& axis(int a) const { return pattern_.axis[a]; }
+
+  /// Of all query tiles, in keys that a group of queries is multiplied with.
+  double cost(const QueryTile& tile, const BoxSize& panel) {
+    const double padding = double(round_up(volume(panel), kColumnGranule)) / volume(panel);
+    const Box<kRank> whole = {{{0, tile.size[0]}, {0, tile.size[1]}, {0, tile.size[2]}}};
+    double total = kTileKeyCost * visits(tile.size, panel, whole).keys;
+    for (const Box<kRank>& group : tile.groups) {
+      const Visits seen = visits(tile.size, panel, group);
+      total += seen.keys * padding + kBlockCost * seen.panels;
+    }
+    return total;
+  }
+
+ private:
+  /// Of the part `rows` of every query tile.
+  Visits visits(const BoxSize& queries, const BoxSize& panel, const Box<kRank>& rows) {
+    Visits all{1, 1};
+    for (int a = 0; a < kRank; ++a) {
+      const Visits along = visits_along(a, queries[a], panel[a], rows.axis[a]);
+      all.keys *= along.keys;
+      all.panels *= along.panels;
+    }
+    return all;
+  }
+
+  Visits visits_along(int a, int query_box, int panel, Range rows) {
+    static_assert(kTile.queries < 128 && kPanel < 128);
+    auto [known, is_new] = known_.try_emplace(
+        (((a * 128 + query_box) * 128 + panel) * 128 + rows.begin) * 128 + rows.end);
+    if (!is_new) return known->second;
+    constexpr int kSample = 256;  // tiles of a long axis
+    const NeighborhoodAxis& axis = pattern_.axis[a];
+    const int tiles = ceil_div(axis.length, query_box), step = ceil_div(tiles, kSample);
+    Visits sum;
+    for (int t = 0; t < tiles; t += step) {
+      int first = t * query_box + rows.begin;
+      int last = std::min(t * query_box + rows.end, axis.length) - 1;
+      if (first > last) continue;
+      const Range touched = tiles_of(axis.keys_of(first).begin, axis.keys_of(last).end, panel);
+      sum.panels += step * touched.size();
+      sum.keys += step * (std::min(touched.end * panel, axis.length) - touched.begin * panel);
+    }
+    return known->second = sum;
+  }
+
+  Neighborhood<kRank> pattern_;
+  std::unordered_map<int, Visits> known_;
+};
+
+/// Boxes of at most `most` tokens, and of not much fewer where the grid has as many.
+std::vector<BoxSize> boxes(const CostModel& model, int most, std::vector<int> sizes) {
+  std::vector<int> along[kRank];
+  std::int64_t tokens = 1;
+  for (int a = 0; a < kRank; ++a) {
+    const NeighborhoodAxis& axis = model.axis(a);
+    for (int size : sizes) along[a].push_back(std::min(size, axis.length));
+    for (int size : {axis.stride, axis.window, axis.length, ceil_div(axis.length, 2)})
+      if (size <= most) along[a].push_back(std::min(size, axis.length));
+    std::sort(along[a].begin(), along[a].end());
+    along[a].erase(std::unique(along[a].begin(), along[a].end()), along[a].end());
+    tokens = std::min<std::int64_t>(most, tokens * axis.length);
+  }
+  std::vector<BoxSize> found;
+  for (int x : along[0])
+    for (int y : along[1])
+      for (int z : along[2])
+        if (x * y * z <= most && 3 * x * y * z >= 2 * tokens) found.push_back({x, y, z});
+  if (found.empty()) found.push_back({1, 1, std::min(most, model.axis(kRank - 1).length)});
+  return found;
+}
+
+GridCut cheapest_cut(const NeighborhoodSpec& spec) {
+  CostModel model(spec);
+  const auto panels = boxes(model, kPanel, {1, 2, 4, 8, 16, 32, 64});
+  GridCut best{};
+  double least = -1;
+  for (const BoxSize& size : boxes(model, kTile.queries, {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 96})) {
+    const QueryTile tile(size);
+    for (const BoxSize& panel : panels) {
+      const double cost = model.cost(tile, panel);
+      if (least >= 0 && cost >= least) continue;
+      least = cost;
+      std::copy(size.begin(), size.end(), best.query_box);
+      std::copy(panel.begin(), panel.end(), best.panel_box);
+    }
+  }
+  int room = kPanelsPerTile;
+  for (int a = kRank - 1; a >= 0; --a) {
+    const int along = ceil_div(model.axis(a).length, best.panel_box[a]);
+    best.panels_per_tile[a] = ceil_div(along, ceil_div(along, room));  // of about equal length
+    room /= best.panels_per_tile[a];
+  }
+  return best;
+}
+
+std::vector<int> numbers_of(const NeighborhoodSpec& spec) {
+  std::vector<int> numbers = {spec.clip};
+  for (const auto& axis : spec.axis)
+    for (int n :
+         {axis.length, axis.window, axis.stride, axis.dilation, axis.offset, int{axis.causal}})
+      numbers.push_back(n);
+  return numbers;
+}
+
+}  // namespace
+
+GridCut choose_cut(const NeighborhoodSpec& spec) {
+  constexpr std::size_t kMost = 256;  // a search takes milliseconds, models repeat a few specs
+  static std::map<std::vector<int>, GridCut> known;
+  static std::mutex mutex;
+  std::vector<int> key = numbers_of(spec);
+  std::lock_guard lock(mutex);
+  auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  if (known.size() >= kMost) known.clear();
+  return known[key] = cheapest_cut(spec);
+}
+
+}  // namespace tileattn::cpu

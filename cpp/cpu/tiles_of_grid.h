@@ -1,0 +1,210 @@
+// A dilation group of a grid, cut into tiles that are boxes: the counterpart of
+// tiles_in_a_row.h. Grids of one or two axes have first axes of length 1.
+#pragma once
+
+#include "cpu/pack.h"
+#include "tileattn/pattern/neighborhood.h"
+
+namespace tileattn::cpu::TILEATTN_ISA {
+
+class TilesOfGrid {
+ public:
+  static constexpr bool kOnAGrid = true;
+
+  TilesOfGrid(const AttentionProblem& problem, const Sequence& sequence)
+      : problem_(problem),
+        seq_(sequence),
+        group_(DilationGroup<3>::make(problem.neighborhood, sequence.group)),
+        pattern_(Neighborhood<3>::make(problem.neighborhood, group_)) {
+    const GridCut& cut = *sequence.cut;
+    for (int a = 0; a < 3; ++a) {
+      query_grid_.length[a] = panel_grid_.length[a] = key_grid_.length[a] = group_.length[a];
+      query_grid_.box[a] = cut.query_box[a];
+      panel_grid_.box[a] = cut.panel_box[a];
+      key_grid_.box[a] = cut.panel_box[a] * cut.panels_per_tile[a];
+    }
+    const auto& axis = problem.neighborhood.axis;
+    numbers_ = TokenMap<3>::make(
+        problem.neighborhood, group_,
+        {std::int64_t{axis[1].length} * axis[2].length, std::int64_t{axis[2].length}, 1});
+  }
+
+  /// A query tile, and what its queries see.
+  struct Queries {
+    int tile;
+    Box<3> box;
+    int rows;
+    Box<3> keys[kTile.queries];          // of each row
+    Box<3> keys_of_any[kGroupsPerTile];  // of a group: what some row sees, or a little more
+    Box<3> keys_of_all[kGroupsPerTile];  // and what every row sees
+    int size() const { return rows; }
+  };
+
+  Queries queries(int tile) const {
+    Queries made;
+    made.tile = tile;
+    made.box = query_grid_[tile];
+    made.rows = made.box.size();
+    Range windows[3][kTile.queries];
+    for (int a = 0; a < 3; ++a)
+      for (int i = 0; i < made.box.axis[a].size(); ++i)
+        windows[a][i] = pattern_.axis[a].keys_of(made.box.axis[a].begin + i);
+    int row = 0;
+    for (int x = 0; x < made.box.axis[0].size(); ++x)
+      for (int y = 0; y < made.box.axis[1].size(); ++y)
+        for (int z = 0; z < made.box.axis[2].size(); ++z, ++row) {
+          const Box<3> keys = {{windows[0][x], windows[1][y], windows[2][z]}};
+          made.keys[row] = keys;
+          Box<3>&any = made.keys_of_any[row / kGroup], &all = made.keys_of_all[row / kGroup];
+          for (int a = 0; a < 3; ++a) {
+            bool first = row % kGroup == 0;
+            any.axis[a] = first ? keys.axis[a] : joined(any.axis[a], keys.axis[a]);
+            all.axis[a] = first ? keys.axis[a] : common(all.axis[a], keys.axis[a]);
+          }
+        }
+    return made;
+  }
+  std::int64_t token(const Queries& queries, int r) const { return numbers_(queries.box[r]); }
+  std::int64_t dq_row(const Queries& queries) const {
+    return seq_.dq_row + std::int64_t{queries.tile} * query_grid_.rows();
+  }
+
+  /// Panels of keys: those of a key tile, or some that a query tile visits. Extra keys stand
+  /// on a last axis of their own and are seen by every query.
+  struct Keys {
+    int size = 0;  // panels
+    bool extra = false;
+    int packed[kPanelsPerTile];       // each panel's number among the packed ones
+    BoxBits<3> bits[kPanelsPerTile];  // and its tokens
+    int panels() const { return size; }
+    int count(int panel) const { return bits[panel].box.size(); }
+    int packed_panel(int panel) const { return packed[panel]; }
+  };
+
+  /// A key tile: the owner of a piece of dk and dv.
+  Keys keys(int tile) const {
+    if (tile < seq_.extra_tiles) return extra_keys(tile);
+    return some_of(panel_grid_.touched_by(key_grid_[tile - seq_.extra_tiles]), 0);
+  }
+  BoxWalk<3> queries_of(int key_tile) const {
+    if (key_tile >= seq_.extra_tiles)
+      return pattern_.queries_of(key_tile - seq_.extra_tiles, {query_grid_, key_grid_});
+    const int* length = group_.length;
+    return query_grid_.touched_by({{{0, length[0]}, {0, length[1]}, {0, length[2]}}});
+  }
+
+  /// What a query tile visits: the extra keys, then the panels around it, as many at a time as
+  /// fit, so that the softmax takes few steps.
+  struct KeyWalk {
+    int extra_tiles;
+    BoxWalk<3> near;
+    int size() const { return extra_tiles + ceil_div(near.size(), kPanelsPerTile); }
+  };
+  KeyWalk keys_of(int query_tile) const {
+    return {seq_.extra_tiles, pattern_.keys_of(query_tile, {query_grid_, panel_grid_})};
+  }
+  Keys visited(const KeyWalk& walk, int n) const {
+    if (n < walk.extra_tiles) return extra_keys(n);
+    return some_of(walk.near, (n - walk.extra_tiles) * kPanelsPerTile);
+  }
+
+  /// Panel number `packed` alone.
+  Keys panel(int packed) const {
+    Keys made;
+    made.extra = packed < seq_.extra_panels;
+    if (made.extra) add_extra_panel(made, packed);
+    else add_panel(made, packed - seq_.extra_panels);
+    return made;
+  }
+
+  template <class Void>
+  auto rows(const Queries& queries, const BasicTensorRef<Void>& x, int head) const {
+    return rows_of_box(queries.box, x, head);
+  }
+  template <class Void>
+  auto rows(const Keys& keys, int panel, const BasicTensorRef<Void>& x,
+            const BasicTensorRef<Void>& extra, int head) const {
+    const Box<3>& box = keys.bits[panel].box;
+    if (!keys.extra) return rows_of_box(box, x, head);
+    return rows_at(box, extra, head, {0, {0, 0, extra.token_stride}});
+  }
+  Cover cover(const Queries&, const Keys&) const { return Cover::kPartial; }  // ask the blocks
+
+  Cover cover(const Queries& queries, int group, const Keys& keys, int panel) const {
+    const int count = keys.count(panel);
+    // Columns up to the next panel's must be hidden, or be none.
+    const int columns = panel + 1 < keys.size ? kPanel : round_up(count, kColumnGranule);
+    const bool whole = count == columns;
+    if (keys.extra) return whole ? Cover::kFull : Cover::kPartial;
+    const Box<3>& box = keys.bits[panel].box;
+    if (!queries.keys_of_any[group].meets(box)) return Cover::kEmpty;
+    return whole && queries.keys_of_all[group].contains(box) ? Cover::kFull : Cover::kPartial;
+  }
+
+  void hide(const Queries& queries, int r, const Keys& keys, int panel, int columns, float* s,
+            float value) const {
+    const BoxBits<3>& bits = keys.bits[panel];
+    const std::uint64_t seen = keys.extra ? bits.all() : bits.within(queries.keys[r]);
+    BitVec lane;
+    for (int i = 0; i < kWidth; ++i) lane[i] = 1u << i;
+    const Vec hidden = broadcast(value);
+    for (int j = 0; j < columns; j += kWidth) {
+      BitVec word = static_cast<std::uint32_t>(seen >> j) - BitVec{};
+      store(s + j, (word & lane) != 0 ? load(s + j) : hidden);
+    }
+  }
+
+ private:
+  /// As many panels of the walk as fit, from number `first` on.
+  Keys some_of(const BoxWalk<3>& panels, int first) const {
+    Keys made;
+    const int end = imin(first + kPanelsPerTile, panels.size());
+    for (int n = first; n < end; ++n) add_panel(made, panels[n]);
+    return made;
+  }
+  void add_panel(Keys& keys, int panel) const {
+    keys.packed[keys.size] = seq_.extra_panels + panel;
+    keys.bits[keys.size++] = BoxBits<3>::make(panel_grid_[panel]);
+  }
+  void add_extra_panel(Keys& keys, int panel) const {
+    keys.packed[keys.size] = panel;
+    keys.bits[keys.size++] =
+        BoxBits<3>::make({{{0, 1}, {0, 1}, tokens_of(panel, kPanel, problem_.extra_keys)}});
+  }
+  Keys extra_keys(int tile) const {
+    Keys made;
+    made.extra = true;
+    const int first = tile * kPanelsPerTile;
+    const int end = imin(first + kPanelsPerTile, seq_.extra_panels);
+    for (int panel = first; panel < end; ++panel) add_extra_panel(made, panel);
+    return made;
+  }
+
+  static Range joined(Range a, Range b) { return {imin(a.begin, b.begin), imax(a.end, b.end)}; }
+  static Range common(Range a, Range b) { return {imax(a.begin, b.begin), imin(a.end, b.end)}; }
+
+  template <class Void>
+  auto rows_of_box(const Box<3>& box, const BasicTensorRef<Void>& x, int head) const {
+    const std::int64_t strides[3] = {x.outer_stride[0], x.outer_stride[1], x.token_stride};
+    return rows_at(box, x, head, TokenMap<3>::make(problem_.neighborhood, group_, strides));
+  }
+
+  template <class Void>
+  auto rows_at(const Box<3>& box, const BasicTensorRef<Void>& x, int head,
+               const TokenMap<3>& map) const {
+    std::int64_t size = bytes_of(problem_.dtype);
+    std::int64_t first = seq_.batch * x.batch_stride + head * x.head_stride + map.first;
+    auto* data = bytes(x.data) + first * size;
+    return RowsOfBox<std::remove_pointer_t<decltype(data)>>{
+        data, {map.step[0] * size, map.step[1] * size, map.step[2] * size}, box, problem_.dtype};
+  }
+
+  const AttentionProblem& problem_;
+  const Sequence& seq_;
+  DilationGroup<3> group_;
+  Neighborhood<3> pattern_;
+  BoxGrid<3> query_grid_, panel_grid_, key_grid_;
+  TokenMap<3> numbers_;  // of the tokens of a batch entry
+};
+
+}  // namespace tileattn::cpu::TILEATTN_ISA

@@ -1,0 +1,78 @@
+// From a tile of products to a tile of scores: modifiers and visibility together,
+// as every forward main loop needs them.
+#pragma once
+
+#include "scores.cuh"
+#include "tile.cuh"
+
+namespace tileattn::cuda {
+
+/// What a kernel is compiled for: all modifiers, or only problems that are plain().
+enum class Modifiers : bool { kNone, kAny };
+
+/// Whether scores are products times a positive scale, which hidden ones pass through as -inf.
+TILEATTN_HOST_DEVICE bool plain(const AttentionProblem& problem) {
+  return !has_modifiers(problem) && problem.scale > 0.0f;
+}
+
+/// The scores of one query tile of one head. `Config` tells the tiling and, by its
+/// ScoreMma, which elements of a tile are this thread's.
+template <class Config, class Pattern, Modifiers kModifiers = Modifiers::kAny>
+class VisibleScores {
+ public:
+  CUTE_DEVICE VisibleScores(const AttentionProblem& problem, const Sequence& sequence, int head,
+                            int query_tile)
+      : problem_(problem),
+        pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
+        scores_(problem, sequence.index, sequence.len_q, sequence.len_k),
+        query_tile_(query_tile),
+        plain_(kModifiers == Modifiers::kNone || plain(problem)) {
+    if (kModifiers == Modifiers::kAny) scores_.set_head(head);
+  }
+
+  /// The key tiles to visit.
+  CUTE_DEVICE auto walk() const { return pattern_.keys_of(query_tile_, Config::kTiling); }
+
+  /// Products become scores, -inf where hidden; returns what makes them base-2 logits.
+  template <class Matrix>
+  CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
+    bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
+    if (full && plain_) return problem_.scale * kLog2E;
+    float derivative;  // the backward's matter
+    if (!plain_)
+      for_each_element(products, key_tile, [&](float& x, int query, int key) {
+        x = scores_(x, query, key, derivative);
+      });
+    if (!full)
+      for_each_element(products, key_tile, [&](float& x, int query, int key) {
+        x = pattern_.visible(query, key) ? x : -INFINITY;
+      });
+    return plain_ ? problem_.scale * kLog2E : kLog2E;
+  }
+
+ private:
+  /// Calls change(element, query, key) for this thread's elements of a tile.
+  template <class Matrix, class Change>
+  CUTE_DEVICE void for_each_element(Matrix& products, int key_tile, Change&& change) const {
+    CUTE_UNROLL
+    for (int c = 0; c < size<1>(products); ++c) {
+      // Where modifiers take registers, coordinates are computed afresh for each column.
+      int thread = kModifiers == Modifiers::kNone ? int(threadIdx.x) : fresh_thread_index();
+      Tensor coordinates = by_rows(typename Config::ScoreMma{}.get_slice(thread).partition_C(
+          make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+      int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
+      __builtin_assume(key >= 0);
+      CUTE_UNROLL
+      for (int r = 0; r < size<0>(products); ++r)
+        change(products(r, c), query_tile_ * Config::kQueries + get<0>(coordinates(r, 0)), key);
+    }
+  }
+
+  const AttentionProblem& problem_;
+  Pattern pattern_;
+  Scores<typename Config::Element, Config::kExactQuotient> scores_;
+  int query_tile_;
+  bool plain_;
+};
+
+}  // namespace tileattn::cuda

@@ -1,0 +1,136 @@
+"""The two halves of neighborhood attention, for what comes between scores and weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tileattn import _checks, _stencil
+from tileattn._neighborhood_checks import PerAxis, check_grid, check_spec
+from tileattn.dense import _autocast
+
+
+def neighborhood_qk(
+    q: Tensor,
+    k: Tensor,
+    *,
+    window: PerAxis,
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Each query's scores with the keys of its window.
+
+    Slow beside :func:`tileattn.neighborhood_attention`, but open: a bias, another normaliser or
+    dropout can stand between this and :func:`neighborhood_av`. Plain PyTorch on any device.
+
+    Args:
+        q: [B, *grid, Hq, D] of any floating dtype, one to three grid axes.
+        k: [B, *grid, Hkv, D] of q's dtype; Hkv divides Hq.
+        window, stride, dilation, causal, scale: as in :func:`tileattn.neighborhood_attention`.
+
+    Returns:
+        [B, *grid, Hq, prod(window)] of q's dtype: slot n is the n-th key of the window, row-major.
+        -inf in the slots of a causal axis that hold no key. Differentiable, also twice.
+
+    Raises:
+        TypeError, ValueError: as :func:`tileattn.neighborhood_attention`.
+
+    Source: Hassani et al., Neighborhood Attention Transformer (CVPR 2023).
+    """
+    q, k, _, _ = _autocast(q, k, k, None)
+    grid = check_grid(q, k, k)
+    spec = check_spec(grid, window, stride, dilation, causal)[:4]
+    factor = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
+    scores: Tensor = _stencil.dot(_tokens(q), _tokens(k), grid, *spec) * factor
+    if any(spec[3]):
+        held = _stencil.held_slots(grid, spec, q.device)
+        scores = scores.masked_fill(~held[None, :, None, :], -torch.inf)
+    return scores.reshape(*q.shape[:-1], scores.shape[-1])
+
+
+def neighborhood_av(
+    weights: Tensor,
+    v: Tensor,
+    *,
+    window: PerAxis,
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    causal: bool | Sequence[bool] = False,
+) -> Tensor:
+    """Each query's weighted sum of the values in its window.
+
+    Args:
+        weights: [B, *grid, Hq, prod(window)] of v's dtype, slots as in :func:`neighborhood_qk`;
+            those without a key count for nothing.
+        v: [B, *grid, Hkv, Dv]; Hkv divides Hq.
+        window, stride, dilation, causal: as in :func:`tileattn.neighborhood_attention`.
+
+    Returns:
+        [B, *grid, Hq, Dv] of v's dtype. Differentiable, also twice.
+
+    Raises:
+        TypeError, ValueError: as :func:`tileattn.neighborhood_attention`.
+
+    Source: as :func:`neighborhood_qk`.
+    """
+    weights, v, _, _ = _autocast(weights, v, v, None)
+    grid = check_grid(v, v, v)
+    spec = check_spec(grid, window, stride, dilation, causal)[:4]
+    _checks.require_tensor("weights", weights)
+    expected = (*v.shape[:-2], math.prod(spec[0]))
+    heads, heads_kv = (weights.shape[-2] if weights.dim() > 1 else 0), v.shape[-2]
+    fits = weights.dim() == v.dim() and (*weights.shape[:-2], weights.shape[-1]) == expected
+    if not fits or heads % heads_kv != 0:
+        raise ValueError(
+            f"weights is {_checks.describe(weights)}; it must be [batch, *grid, heads, slots] with "
+            f"batch and grid of v, {list(v.shape[:-2])}, a multiple of its {heads_kv} heads and "
+            f"{expected[-1]} slots"
+        )
+    if weights.dtype != v.dtype:
+        raise TypeError(f"weights has dtype {weights.dtype}; it must have that of v, {v.dtype}")
+    _checks.require_device("weights", weights, v)
+    if any(spec[3]):  # what is not a number there must not reach the sum
+        held = _stencil.held_slots(grid, spec, v.device).unflatten(0, grid)
+        weights = weights.masked_fill(~held[..., None, :], 0.0)
+    out: Tensor = _stencil.gather(_tokens(weights), _tokens(v), grid, *spec)
+    return out.reshape(*weights.shape[:-1], v.shape[-1])
+
+
+def relative_positions(
+    grid: Sequence[int],
+    *,
+    window: PerAxis,
+    stride: PerAxis = 1,
+    dilation: PerAxis = 1,
+    causal: bool | Sequence[bool] = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Where each slot's key lies relative to the query, as an index into a table.
+
+    Args:
+        grid: lengths of the axes.
+        window, stride, dilation, causal: as in :func:`tileattn.neighborhood_attention`.
+
+    Returns:
+        int64 [*grid, prod(window)], indices into a table of prod(2 * window - 1) entries,
+        row-major; window - 1 on each axis is the query itself, counted in steps of dilation.
+    """
+    spec = check_spec(grid, window, stride, dilation, causal)[:4]
+    where = torch.device("cpu" if device is None else device)
+    index = torch.zeros(1, 1, dtype=torch.int64, device=where)
+    for length, w, s, d, c in zip(grid, *spec, strict=True):
+        keys, _ = _stencil.axis_slots(length, w, s, d, c, where)
+        steps = keys // d - (torch.arange(length, device=where) // d)[:, None] + w - 1
+        index = index[:, None, :, None] * (2 * w - 1) + steps[None, :, None, :]
+        index = index.flatten(0, 1).flatten(1, 2)
+    return index.reshape(*grid, -1)
+
+
+def _tokens(tensor: Tensor) -> Tensor:
+    """[B, *grid, heads, x] as [B, tokens, heads, x]."""
+    return tensor.flatten(1, -3)

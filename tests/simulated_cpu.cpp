@@ -1,0 +1,137 @@
+// The CPU entry points, carried out by the CUDA kernels in the PTX simulator.
+//
+// Linked with the torch binding in place of the CPU kernels, this makes operators on CPU tensors
+// run the CUDA kernels, by the very code that hands tensors to them on a GPU.
+#include <cuda_runtime_api.h>
+#include <ptxsim.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tileattn/attention.h"
+
+namespace tileattn {
+namespace {
+
+/// The host memory that belongs to a call; the simulator reports every other access.
+class Memory {
+ public:
+  ~Memory() {
+    for (const auto& range : ranges_) ptxsim_unregister_range(range.first);
+  }
+
+  /// [batch, tokens, heads, dim], or a row of it.
+  template <class Ref>
+  void add(const Ref& tensor, DType dtype, std::int64_t batch, std::int64_t tokens,
+           std::int64_t heads, std::int64_t dim) {
+    if (std::min({batch, tokens, heads, dim}) <= 0) return;
+    add(tensor.data, ((batch - 1) * tensor.batch_stride + (tokens - 1) * tensor.token_stride +
+                      (heads - 1) * tensor.head_stride + dim) *
+                         size_of(dtype));
+  }
+  template <class T>
+  void add_array(const T* data, std::int64_t count) {
+    add(data, count * sizeof(T));
+  }
+  void add(const void* begin, std::size_t bytes) {
+    auto* first = static_cast<char*>(const_cast<void*>(begin));
+    if (first && bytes > 0) ranges_.emplace_back(first, first + bytes);
+  }
+
+  /// Tensors may overlap: slices of one projection.
+  void declare() {
+    std::sort(ranges_.begin(), ranges_.end());
+    std::vector<std::pair<char*, char*>> joined;
+    for (const auto& range : ranges_) {
+      if (joined.empty() || range.first > joined.back().second) joined.push_back(range);
+      else joined.back().second = std::max(joined.back().second, range.second);
+    }
+    ranges_ = joined;
+    for (const auto& range : ranges_)
+      ptxsim_register_range(range.first, range.second - range.first);
+  }
+
+ private:
+  std::vector<std::pair<char*, char*>> ranges_;
+};
+
+template <class Ref>
+void add_bias(Memory& memory, const Ref& bias, const AttentionProblem& p) {
+  if (!bias.data || std::min({p.batch, p.heads_q, p.len_q, p.len_k}) <= 0) return;
+  memory.add(bias.data, ((p.batch - 1) * bias.batch_stride + (p.heads_q - 1) * bias.head_stride +
+                         (p.len_q - 1) * bias.query_stride + p.len_k) *
+                            size_of(bias.dtype));
+}
+
+std::int64_t entries(const AttentionProblem& p) { return p.cu_seqlens_q ? 1 : p.batch; }
+
+void add_shared(Memory& memory, const AttentionProblem& p) {
+  memory.add(p.q, p.dtype, entries(p), p.len_q, p.heads_q, p.dim);
+  memory.add(p.k, p.dtype, entries(p), p.len_k, p.heads_kv, p.dim);
+  memory.add(p.v, p.dtype, entries(p), p.len_k, p.heads_kv, p.dim_v);
+  memory.add_array(p.cu_seqlens_q, p.batch + 1);
+  memory.add_array(p.cu_seqlens_k, p.batch + 1);
+  memory.add_array(p.alibi_slopes, (p.batch - 1) * p.alibi_batch_stride + p.heads_q);
+  memory.add_array(p.sinks, p.heads_q);
+  add_bias(memory, p.bias, p);
+}
+
+void add_all(Memory& memory, const AttentionForward& p) {
+  add_shared(memory, p);
+  memory.add(p.out, p.dtype, entries(p), p.len_q, p.heads_q, p.dim_v);
+  memory.add_array(p.lse, entries(p) * p.len_q * p.heads_q);
+}
+
+void add_all(Memory& memory, const AttentionBackward& p) {
+  add_shared(memory, p);
+  memory.add(p.out, p.dtype, entries(p), p.len_q, p.heads_q, p.dim_v);
+  memory.add(p.dout, p.dtype, entries(p), p.len_q, p.heads_q, p.dim_v);
+  memory.add(p.dq, p.dtype, entries(p), p.len_q, p.heads_q, p.dim);
+  memory.add(p.dk, p.dtype, entries(p), p.len_k, p.heads_kv, p.dim);
+  memory.add(p.dv, p.dtype, entries(p), p.len_k, p.heads_kv, p.dim_v);
+  for (const float* rows : {p.lse, p.dlse, static_cast<const float*>(p.delta)})
+    memory.add_array(rows, entries(p) * p.len_q * p.heads_q);
+  add_bias(memory, p.dbias, p);
+}
+
+/// Runs the call with a poisoned workspace.
+template <class Problem>
+void simulate(const Problem& problem, std::size_t workspace_bytes,
+              void (*run)(const Problem&, void* workspace, void* stream)) {
+  constexpr std::size_t kAlignment = 256;
+  std::size_t allocated = (workspace_bytes + kAlignment) / kAlignment * kAlignment;
+  std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(kAlignment, allocated),
+                                                   std::free);
+  std::memset(workspace.get(), 0xFF, allocated);
+  Memory memory;
+  add_all(memory, problem);
+  memory.add(workspace.get(), workspace_bytes);
+  memory.declare();
+  try {
+    run(problem, workspace.get(), nullptr);
+  } catch (const std::exception& error) {
+    cudaDeviceReset();  // else the error would stick to later launches
+    throw std::runtime_error(std::string(error.what()) + "\n" + ptxsim_last_report());
+  }
+}
+
+}  // namespace
+
+namespace cpu {
+
+void attention_forward(const AttentionForward& problem, const Executor&) {
+  simulate(problem, cuda::attention_forward_workspace(problem), cuda::attention_forward);
+}
+
+void attention_backward(const AttentionBackward& problem, const Executor&) {
+  simulate(problem, cuda::attention_backward_workspace(problem), cuda::attention_backward);
+}
+
+}  // namespace cpu
+}  // namespace tileattn

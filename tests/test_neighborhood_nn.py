@@ -1,0 +1,152 @@
+"""The neighborhood modules, and the functions and modules under NATTEN's names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from grid_cases import GridCase
+from torch import Tensor
+
+from tileattn import neighborhood_attention
+from tileattn.integrations import natten
+from tileattn.nn import (
+    NeighborhoodAttention1d,
+    NeighborhoodAttention2d,
+    NeighborhoodAttention3d,
+)
+
+MODULES = {1: NeighborhoodAttention1d, 2: NeighborhoodAttention2d, 3: NeighborhoodAttention3d}
+GRIDS = {1: (9,), 2: (5, 6), 3: (3, 4, 5)}
+
+
+@pytest.mark.parametrize("rank", MODULES)
+def test_equals_its_parts(rank: int) -> None:
+    torch.manual_seed(0)
+    options = {"window": 3, "stride": 2, "causal": (True,) + (False,) * (rank - 1)}
+    module = MODULES[rank](32, 4, num_kv_heads=2, **options)
+    x = torch.randn(2, *GRIDS[rank], 32)
+    parts = module.qkv(x).split((32, 16, 16), -1)
+    q, k, v = (part.unflatten(-1, (-1, 8)) for part in parts)
+    expected = module.proj(neighborhood_attention(q, k, v, **options).flatten(-2))
+    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(module(x, backend="reference"), expected)
+
+
+@pytest.mark.parametrize("rank", MODULES)
+def test_relative_bias(rank: int) -> None:
+    """A table of zeros changes nothing; a huge entry makes every query look there."""
+    torch.manual_seed(0)
+    plain = MODULES[rank](16, 2, window=3)
+    biased = MODULES[rank](16, 2, window=3, relative_bias=True)
+    assert biased.rpb is not None and biased.rpb.shape == (2, *(5,) * rank)
+    biased.load_state_dict(plain.state_dict() | {"rpb": torch.zeros_like(biased.rpb)})
+    x = torch.randn(2, *GRIDS[rank], 16)
+    torch.testing.assert_close(biased(x), plain(x))
+    with torch.no_grad():
+        biased.rpb[(slice(None), *(2,) * rank)] = 1e4  # the query itself
+    v = plain.qkv(x)[..., 32:]
+    torch.testing.assert_close(biased(x), plain.proj(v))
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    module = NeighborhoodAttention2d(16, 2, window=3, dilation=(1, 2), relative_bias=True)
+    module(torch.randn(2, 5, 6, 16)).square().sum().backward()
+    missing = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []
+
+
+def test_module_compiles() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6, 16)
+    for relative_bias in (False, True):
+        torch.compiler.reset()
+        module = NeighborhoodAttention2d(16, 2, window=3, relative_bias=relative_bias)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), module(x))
+
+
+def test_half_precision_module() -> None:
+    module = NeighborhoodAttention1d(16, 2, window=3, relative_bias=True, dtype=torch.bfloat16)
+    out = module(torch.randn(1, 7, 16, dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert module.rpb is not None and module.rpb.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(embed_dim=10, num_heads=4, window=3), "embed_dim is 10"),
+        (dict(embed_dim=16, num_heads=4, window=3, num_kv_heads=3), "num_kv_heads is 3"),
+        (dict(embed_dim=16, num_heads=4, window=(3, 1)), "window is 1 on axis 1"),
+    ],
+)
+def test_bad_sizes(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NeighborhoodAttention2d(**arguments)
+
+
+def test_bad_rank() -> None:
+    with pytest.raises(ValueError, match="2 grid axes"):
+        NeighborhoodAttention2d(16, 2, window=3)(torch.zeros(1, 5, 16))
+
+
+NATTEN = {1: natten.na1d, 2: natten.na2d, 3: natten.na3d}
+
+
+@pytest.mark.parametrize("rank", NATTEN)
+def test_natten_function(rank: int) -> None:
+    tensors = GridCase(GRIDS[rank], {}, extra=2).tensors(torch.float32, "cpu")
+    q, k, v, extra_k, extra_v = tensors.values()
+    causal = (True,) + (False,) * (rank - 1)
+    out, lse = NATTEN[rank](
+        q,
+        k,
+        v,
+        kernel_size=3,
+        stride=2,
+        dilation=1,
+        is_causal=causal,
+        scale=0.3,
+        additional_keys=extra_k,
+        additional_values=extra_v,
+        return_lse=True,
+        backend="cutlass-fna",
+        q_tile_shape=(8, 8),
+    )
+    expected = neighborhood_attention(
+        **tensors, window=3, stride=2, causal=causal, scale=0.3, return_lse=True
+    )
+    torch.testing.assert_close((out, lse), expected)
+    plain = NATTEN[rank](q, k, v, 3)
+    assert isinstance(plain, Tensor)
+    torch.testing.assert_close(plain, neighborhood_attention(q, k, v, window=3))
+
+
+def test_natten_module_loads_checkpoints() -> None:
+    torch.manual_seed(0)
+    module = natten.NeighborhoodAttention2D(
+        dim := 32, 4, kernel_size=3, stride=1, dilation=1, is_causal=False, qkv_bias=True
+    )
+    names = {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
+    assert set(module.state_dict()) == names
+    x = torch.randn(2, 5, 6, dim)
+    # As NATTEN lays out the projection: [3, heads, head_dim].
+    q, k, v = module.qkv(x).unflatten(-1, (3, 4, 8)).unbind(-3)
+    expected = module.proj(neighborhood_attention(q, k, v, window=3).flatten(-2))
+    torch.testing.assert_close(module(x), expected)
+    for one, shape in (
+        (natten.NeighborhoodAttention1D, (9,)),
+        (natten.NeighborhoodAttention3D, (3, 4, 5)),
+    ):
+        assert one(32, 4, 3)(torch.randn(1, *shape, 32)).shape == (1, *shape, 32)
+
+
+def test_natten_refuses_what_it_does_not_know() -> None:
+    q = torch.zeros(1, 5, 6, 2, 16)
+    with pytest.raises(TypeError, match="na2d.. has no argument 'kernel'"):
+        natten.na2d(q, q, q, 3, kernel=3)
+    with pytest.raises(ValueError, match="na1d takes"):
+        natten.na1d(q, q, q, 3)
