@@ -1,9 +1,11 @@
 // Backward of a span of tokens, in two sweeps: forwards in time for dq, which computes the state
 // again, and backwards in time for dk and dv, which computes its gradient. Roles: chunk.h.
 //
-// The gradient of log_decay_t is <S_t-1, dS_t-1> = f_t, what the state before token t gives to
-// everything after. With f after the last token known, and without what a token gives itself,
-//   f_t = f_t+1 + (all that q_t receives from others) - (all that k_t gives to others).
+// The gradient of log_decay_t is all that tokens before t give to tokens from t on:
+//   sum over j < t <= i of what i receives from j, inside of the chunk
+//   + what all i >= t receive from before the chunk + what all j < t give to after the chunk
+//   + what passes through the chunk = <S, dS> after the chunk - what all j give to after it.
+// Only the last is a difference; <S, dS> before the chunk, for the chunk before, follows from it.
 #pragma once
 
 #include "cpu/linear/operands.h"
@@ -84,8 +86,8 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
 /// The tiles of the sweep backwards: two chunks that share them.
 struct KeySweep {
   Chunk for_dk, for_dv;
-  RowMajor dk, dv;  // sums over the query heads of a key head
-  float received[kChunk], given[kChunk];
+  RowMajor dk, dv;      // sums over the query heads of a key head
+  float pairs[kChunk];  // at t: what tokens before t give to the others of the chunk
 
   KeySweep(const LinearAttentionBackward& p, Arena& arena) : for_dk{}, for_dv{} {
     RowMajor k = arena.take(kChunk, padded_dim(p)), v = arena.take(kChunk, padded_value_dim(p));
@@ -117,36 +119,36 @@ struct KeySweep {
   }
 };
 
-/// What each token of the chunk receives from, and gives to, others of the chunk. Scores of dv
-/// are decayed already, those of dk are not.
+/// Scores of dv are decayed already, those of dk are not.
 inline void sum_pairs(KeySweep& sweep) {
   const int rows = sweep.for_dk.rows;
-  fill(sweep.received, rows, 0.0f);
-  for (int j = 0; j < rows; ++j) {
-    const float* a = sweep.for_dv.scores.data + j * kPanel;
-    const float* b = sweep.for_dk.scores.data + j * kPanel;
+  float received[kChunk] = {};  // by each token, from those before t
+  for (int t = 0; t < rows; ++t) {
     float sum = 0;
-    for (int i = j + 1; i < rows; ++i) {
-      float product = a[i] == 0 ? 0.0f : a[i] * b[i];
-      sweep.received[i] += product;
-      sum += product;
-    }
-    sweep.given[j] = sum;
+    for (int i = t; i < rows; ++i) sum += received[i];
+    sweep.pairs[t] = sum;
+    const float* a = sweep.for_dv.scores.data + t * kPanel;
+    const float* b = sweep.for_dk.scores.data + t * kPanel;
+    for (int i = t + 1; i < rows; ++i) received[i] += a[i] == 0 ? 0.0f : a[i] * b[i];
   }
 }
 
-/// Completes dlog_decay, where the sweep forwards left what each token receives from the state;
-/// product: <S, dS>, from after the chunk to before it.
+/// Completes dlog_decay, where the sweep forwards left what each token receives from before the
+/// chunk; product: <S, dS>, from after the chunk to before it.
 inline void sum_dlog_decay(const LinearAttentionBackward& p, const ChunkTokens& c,
-                           const KeySweep& sweep, double& product) {
+                           const ChunkDecay& decay, const KeySweep& sweep, double& product) {
+  constexpr float kNothing = 0x1p-24f;  // what is left of S is below its rounding errors
   const RowMajor k = sweep.for_dv.queries, dk = sweep.for_dk.out;
-  for (int r = c.rows - 1; r >= 0; --r) {
-    float given_to_state = dot(dk.data + r * dk.stride, k.data + r * k.stride, padded_dim(p));
-    float* dlog_decay = dlog_decay_at(p, c, r);
-    product += static_cast<double>(*dlog_decay) + sweep.received[r];
-    product -= static_cast<double>(given_to_state) + sweep.given[r];
-    *dlog_decay = static_cast<float>(product);
+  double given[kChunk + 1] = {};  // by tokens before t, to after the chunk
+  for (int t = 0; t < c.rows; ++t)
+    given[t + 1] = given[t] + dot(dk.data + t * dk.stride, k.data + t * k.stride, padded_dim(p));
+  double through = decay.total() < kNothing ? 0.0 : product - given[c.rows], received = 0;
+  for (int t = c.rows - 1; t >= 0; --t) {
+    float* dlog_decay = dlog_decay_at(p, c, t);
+    received += *dlog_decay;
+    *dlog_decay = static_cast<float>(through + received + given[t] + sweep.pairs[t]);
   }
+  product = through + received;
 }
 
 inline void add_rows(RowMajor from, int rows, bool first, RowMajor to) {
@@ -168,7 +170,7 @@ inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTok
     decay_scores(dk, decay);
   }
   read_state(dk, decay);
-  if (p.dlog_decay) sum_dlog_decay(p, tokens, sweep, product);
+  if (p.dlog_decay) sum_dlog_decay(p, tokens, decay, sweep, product);
   read_state(dv, decay);
   if (p.causal)
     for (Chunk* chunk : {&dk, &dv}) {

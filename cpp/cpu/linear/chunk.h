@@ -5,9 +5,10 @@
 //
 // with G_i = sum of log_decay over the chunk's tokens 0..i, of n:
 //
-//   walk forwards:   i reaches j <= i, D_ij = exp(G_i - G_j), r_i = exp(G_i), c_j = exp(G_n-1 -
-//   G_j) walk backwards:  i reaches j >= i, D_ij = exp(G_j - G_i), r_i = exp(G_n-1 - G_i), c_j =
-//   exp(G_j)
+//   walk forwards:   i reaches j <= i, D_ij = exp(G_i - G_j),
+//                    r_i = exp(G_i), c_j = exp(G_n-1 - G_j)
+//   walk backwards:  i reaches j >= i, D_ij = exp(G_j - G_i),
+//                    r_i = exp(G_n-1 - G_i), c_j = exp(G_j)
 //
 // Every exponent is <= 0. The roles that q, k, v play, and which state S is:
 //

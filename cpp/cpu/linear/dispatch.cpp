@@ -314,4 +314,12 @@ void linear_attention_backward(const LinearAttentionBackward& p, const Executor&
       });
 }
 
+void linear_attention_step(const LinearAttentionStep& p, const Executor& executor) {
+  check(p);
+  const std::int64_t count = std::int64_t{p.batch} * p.heads_q;
+  run_with_scratch(executor, count, 0, [&](std::int64_t i, float*) {
+    kernels().step(p, static_cast<int>(i / p.heads_q), static_cast<int>(i % p.heads_q));
+  });
+}
+
 }  // namespace tileattn::cpu

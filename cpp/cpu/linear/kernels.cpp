@@ -2,6 +2,7 @@
 // rules of cpu/kernels.cpp.
 #include "cpu/linear/backward.h"
 #include "cpu/linear/forward.h"
+#include "cpu/linear/step.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -13,6 +14,7 @@ const LinearKernels kLinearKernels = {
     forward,
     backward_queries,
     backward_keys,
+    step,
 };
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

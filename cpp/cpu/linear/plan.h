@@ -55,6 +55,8 @@ struct LinearKernels {
   /// likewise.
   void (*backward_keys)(const LinearAttentionBackward&, LinearSpan, float* dstates,
                         double* products, float* scratch);
+  /// One token of one query head.
+  void (*step)(const LinearAttentionStep&, int token, int head);
 };
 
 /// Floats of scratch for any of the kernels.

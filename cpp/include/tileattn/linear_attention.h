@@ -77,12 +77,23 @@ struct LinearAttentionState : LinearAttentionProblem {
   StateRef final_state;
 };
 
+/// Decode: one token for each batch entry, whose state lies in a pool and is updated in place.
+/// len is 1 and initial_state unused; the tokens of q, k, v, log_decay and out are its entries.
+struct LinearAttentionStep : LinearAttentionProblem {
+  StateRef states;  // of `num_states` sequences
+  int num_states = 0;
+  const std::int32_t* slots = nullptr;  // [batch] in the pool, each at most once; null: 0, 1, ...
+  TensorRef out;                        // 0 where the slot is not in the pool: padding
+};
+
 namespace cpu {
 TILEATTN_API void linear_attention_forward(const LinearAttentionForward& problem,
                                            const Executor& executor);
 TILEATTN_API void linear_attention_backward(const LinearAttentionBackward& problem,
                                             const Executor& executor);
 TILEATTN_API void segment_state(const LinearAttentionState& problem, const Executor& executor);
+TILEATTN_API void linear_attention_step(const LinearAttentionStep& problem,
+                                        const Executor& executor);
 }  // namespace cpu
 
 }  // namespace tileattn
