@@ -1,16 +1,14 @@
 // Entry points: choose the instruction set, cut the problem into tasks, allocate,
 // and hand the tasks to the executor.
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
 #include "cpu/plan.h"
 #include "cpu/sequences.h"
+#include "cpu/workers.h"
 #include "tileattn/attention.h"
 #include "tileattn/pattern/dispatch.h"
 #include "tileattn/planner.h"
@@ -48,18 +46,6 @@ const Variant& choose_variant() {
 const Variant& variant() {
   static const Variant& chosen = choose_variant();
   return chosen;
-}
-
-constexpr std::size_t kAlignment = 64;
-
-struct FreeAligned {
-  void operator()(float* data) const { ::operator delete[](data, std::align_val_t{kAlignment}); }
-};
-using Buffer = std::unique_ptr<float[], FreeAligned>;
-
-Buffer allocate(std::int64_t floats) {
-  std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
-  return Buffer(static_cast<float*>(::operator new[](bytes, std::align_val_t{kAlignment})));
 }
 
 /// What the kernels' memory safety rests on; the rest was checked by the caller.
@@ -104,14 +90,8 @@ std::vector<Task> tasks_of(const std::vector<Sequence>& sequences, int heads, Co
 template <class Work>
 void run(const Executor& executor, const Task* tasks, std::int64_t count, std::int64_t scratch_size,
          Work work) {
-  if (count == 0) return;
-  std::int64_t workers = std::min<std::int64_t>(std::max(executor.num_threads, 1), count);
-  std::int64_t stride = (scratch_size + 31) / 16 * 16;
-  Buffer scratch = allocate(workers * stride);
-  std::atomic<std::int64_t> next{0};
-  executor.run(workers, [&](std::int64_t worker) {
-    for (std::int64_t i; (i = next++) < count;) work(tasks[i], scratch.get() + worker * stride);
-  });
+  run_with_scratch(executor, count, scratch_size,
+                   [&](std::int64_t i, float* scratch) { work(tasks[i], scratch); });
 }
 
 /// Whether tasks of different sequences or heads add to the same element of dbias.

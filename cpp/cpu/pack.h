@@ -1,6 +1,8 @@
 // Between tensors in memory (fp32, fp16, bf16, any strides) and fp32 scratch.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/micro_kernel.h"
 #include "cpu/plan.h"
 #include "cpu/vec.h"
@@ -76,6 +78,9 @@ inline void store_row(const float* from, void* to, DType dtype, int count, float
   }
 }
 
+inline const char* bytes(const void* data) { return static_cast<const char*>(data); }
+inline char* bytes(void* data) { return static_cast<char*>(data); }
+
 /// Tokens of one head that follow each other in memory.
 template <class Byte>
 struct RowsInARow {
@@ -84,6 +89,15 @@ struct RowsInARow {
   DType dtype;
   Byte* row(int r) const { return data + r * stride; }
 };
+
+/// Those from `token` on.
+template <class Void>
+auto rows_of(const BasicTensorRef<Void>& x, DType dtype, int batch, int head, int token) {
+  std::int64_t size = bytes_of(dtype);
+  std::int64_t first = batch * x.batch_stride + head * x.head_stride + token * x.token_stride;
+  auto* data = bytes(x.data) + first * size;
+  return RowsInARow<std::remove_pointer_t<decltype(data)>>{data, x.token_stride * size, dtype};
+}
 
 /// Tokens of one head in a box of a grid.
 template <class Byte>
@@ -97,9 +111,6 @@ struct RowsOfBox {
     return data + token.at[0] * step[0] + token.at[1] * step[1] + token.at[2] * step[2];
   }
 };
-
-inline const char* bytes(const void* data) { return static_cast<const char*>(data); }
-inline char* bytes(void* data) { return static_cast<char*>(data); }
 
 inline void fill(float* to, std::int64_t count, float value) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = value;

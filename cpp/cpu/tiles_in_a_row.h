@@ -74,11 +74,7 @@ class TilesInARow {
  private:
   template <class Void>
   auto rows_from(const BasicTensorRef<Void>& x, int head, int token) const {
-    std::int64_t size = bytes_of(dtype_);
-    std::int64_t first =
-        seq_.batch * x.batch_stride + head * x.head_stride + token * x.token_stride;
-    auto* data = bytes(x.data) + first * size;
-    return RowsInARow<std::remove_pointer_t<decltype(data)>>{data, x.token_stride * size, dtype_};
+    return rows_of(x, dtype_, seq_.batch, head, token);
   }
 
   Pattern pattern_;

@@ -25,10 +25,24 @@ def _require_torch(minimum: tuple[int, int] = (2, 11)) -> None:
 
 _require_torch()
 
-from tileattn import nn, planner, reference  # noqa: E402  (after the check, for a readable error)
+from tileattn import (  # noqa: E402  (after the check, for a readable error)
+    decays,
+    feature_maps,
+    nn,
+    planner,
+    reference,
+)
 from tileattn._paths import cmake_prefix  # noqa: E402
 from tileattn.backend import use_backend  # noqa: E402
 from tileattn.dense import attention, merge_attention  # noqa: E402
+from tileattn.linear import linear_attention, segment_state  # noqa: E402
+from tileattn.linear_decode import linear_attention_step  # noqa: E402
+from tileattn.linear_variants import (  # noqa: E402
+    agent_attention,
+    clamped_linear_attention,
+    prefix_linear_attention,
+    softmax_rnn_attention,
+)
 from tileattn.neighborhood import (  # noqa: E402
     halo_attention,
     neighborhood_attention,
@@ -43,16 +57,25 @@ except importlib.metadata.PackageNotFoundError:  # a source tree on the path, no
 
 __all__ = [
     "__version__",
+    "agent_attention",
     "attention",
+    "clamped_linear_attention",
     "cmake_prefix",
+    "decays",
+    "feature_maps",
     "halo_attention",
+    "linear_attention",
+    "linear_attention_step",
     "merge_attention",
     "neighborhood_attention",
     "neighborhood_av",
     "neighborhood_qk",
     "nn",
     "planner",
+    "prefix_linear_attention",
     "reference",
+    "segment_state",
+    "softmax_rnn_attention",
     "use_backend",
     "windowed_attention",
 ]

@@ -1,6 +1,8 @@
 """Modules around the functions of tileattn."""
 
 from tileattn.nn.attention import Attention
+from tileattn.nn.feature_maps import HedgehogFeatureMap, RandomReluFeatureMap
+from tileattn.nn.lightning import LightningAttention
 from tileattn.nn.neighborhood import (
     NeighborhoodAttention1d,
     NeighborhoodAttention2d,
@@ -9,7 +11,10 @@ from tileattn.nn.neighborhood import (
 
 __all__ = [
     "Attention",
+    "HedgehogFeatureMap",
+    "LightningAttention",
     "NeighborhoodAttention1d",
     "NeighborhoodAttention2d",
     "NeighborhoodAttention3d",
+    "RandomReluFeatureMap",
 ]

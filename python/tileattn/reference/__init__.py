@@ -5,6 +5,23 @@ that a wrong pattern is caught. Any device, float64 included; memory grows with 
 """
 
 from tileattn.reference.dense import attention, attention_mask
+from tileattn.reference.linear import linear_attention
+from tileattn.reference.linear_variants import (
+    agent_attention,
+    clamped_linear_attention,
+    prefix_linear_attention,
+    softmax_rnn_attention,
+)
 from tileattn.reference.neighborhood import neighborhood_attention, neighborhood_mask
 
-__all__ = ["attention", "attention_mask", "neighborhood_attention", "neighborhood_mask"]
+__all__ = [
+    "agent_attention",
+    "attention",
+    "attention_mask",
+    "clamped_linear_attention",
+    "linear_attention",
+    "neighborhood_attention",
+    "neighborhood_mask",
+    "prefix_linear_attention",
+    "softmax_rnn_attention",
+]

@@ -1,0 +1,217 @@
+// Backward of a span of tokens, in two sweeps: forwards in time for dq, which computes the state
+// again, and backwards in time for dk and dv, which computes its gradient. Roles: chunk.h.
+//
+// The gradient of log_decay_t is all that tokens before t give to tokens from t on:
+//   sum over j < t <= i of what i receives from j, inside of the chunk
+//   + what all i >= t receive from before the chunk + what all j < t give to after the chunk
+//   + what passes through the chunk = <S, dS> after the chunk - what all j give to after it.
+// Only the last is a difference; <S, dS> before the chunk, for the chunk before, follows from it.
+#pragma once
+
+#include "cpu/linear/operands.h"
+
+namespace tileattn::cpu::TILEATTN_ISA {
+
+inline float* dlog_decay_at(const LinearAttentionBackward& p, const ChunkTokens& c, int row) {
+  std::int64_t token = std::int64_t{c.batch} * p.len + c.begin + row;
+  return p.dlog_decay + token * p.heads_q + c.head;
+}
+
+inline void accumulate_gradient(const LinearAttentionBackward& p, LinearSpan span, float* dstate,
+                                float* scratch) {
+  Arena arena(scratch);
+  Chunk chunk{};
+  chunk.dim = p.dim;
+  chunk.keys = arena.take(p.dim, kPanel).data;
+  chunk.values = arena.take(kChunk, padded_value_dim(p));
+  chunk.state = {dstate, padded_value_dim(p)};
+  RowMajor q = arena.take(kChunk, padded_dim(p));
+  ChunkDecay decay(Walk::kBackwards);
+  for (int n = chunks_in(span) - 1; n >= 0; --n) {
+    const ChunkTokens tokens = chunk_of(p, span, n);
+    chunk.rows = tokens.rows;
+    decay.compute(p.log_decay, tokens.batch, tokens.head, tokens.begin, tokens.rows);
+    load_rows(query_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, p.scale, q);
+    transpose_rows(q, tokens.rows, p.dim, chunk.keys);
+    load_dout(p, tokens, chunk.values);
+    update_state(chunk, decay);
+  }
+}
+
+inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, float* state,
+                             float* scratch) {
+  Arena arena(scratch);
+  const RowMajor plain_state{state, padded_value_dim(p)};
+  Chunk chunk{};
+  chunk.dim = value_dim(p);
+  chunk.queries = arena.take(kChunk, padded_value_dim(p));
+  chunk.keys = arena.take(value_dim(p), kPanel).data;
+  chunk.values = arena.take(kChunk, padded_dim(p));
+  chunk.scores = arena.take(kChunk, kPanel);
+  chunk.out = arena.take(kChunk, padded_dim(p));
+  chunk.state = arena.take(value_dim(p), padded_dim(p));
+  RowMajor v = arena.take(kChunk, padded_value_dim(p)), q = arena.take(kChunk, padded_dim(p));
+  transpose_state(plain_state, p.dim, value_dim(p), chunk.state);
+  ChunkDecay decay(Walk::kForwards);
+  for (int n = 0; n < chunks_in(span); ++n) {
+    const ChunkTokens tokens = chunk_of(p, span, n);
+    chunk.rows = tokens.rows;
+    decay.compute(p.log_decay, tokens.batch, tokens.head, tokens.begin, tokens.rows);
+    load_dout(p, tokens, chunk.queries);
+    if (p.causal) {
+      load_values(p, tokens, v);
+      transpose_rows(v, tokens.rows, value_dim(p), chunk.keys);
+      load_rows(key_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, 1.0f, chunk.values);
+      compute_scores(chunk, decay.walk());
+      decay_scores(chunk, decay);
+    }
+    read_state(chunk, decay);
+    if (p.dlog_decay) {
+      load_rows(query_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, p.scale, q);
+      for (int r = 0; r < tokens.rows; ++r)
+        *dlog_decay_at(p, tokens, r) =
+            dot(chunk.out.data + r * chunk.out.stride, q.data + r * q.stride, padded_dim(p));
+    }
+    if (p.causal) {
+      add_values(chunk, decay.walk());
+      update_state(chunk, decay);
+    }
+    auto dq = rows_of(p.dq, p.dtype, tokens.batch, tokens.head, tokens.begin);
+    for (int r = 0; r < tokens.rows; ++r)
+      store_row(chunk.out.data + r * chunk.out.stride, dq.row(r), p.dtype, p.dim, p.scale);
+  }
+  transpose_state(chunk.state, value_dim(p), p.dim, plain_state);
+}
+
+/// The tiles of the sweep backwards: two chunks that share them.
+struct KeySweep {
+  Chunk for_dk, for_dv;
+  RowMajor dk, dv;      // sums over the query heads of a key head
+  float pairs[kChunk];  // at t: what tokens before t give to the others of the chunk
+
+  KeySweep(const LinearAttentionBackward& p, Arena& arena) : for_dk{}, for_dv{} {
+    RowMajor k = arena.take(kChunk, padded_dim(p)), v = arena.take(kChunk, padded_value_dim(p));
+    RowMajor q = arena.take(kChunk, padded_dim(p)), dout = arena.take(kChunk, padded_value_dim(p));
+    for_dv.dim = p.dim;
+    for_dv.queries = k;
+    for_dv.keys = arena.take(p.dim, kPanel).data;
+    for_dv.values = dout;
+    for_dk.dim = value_dim(p);
+    for_dk.queries = v;
+    for_dk.keys = arena.take(value_dim(p), kPanel).data;
+    for_dk.values = q;
+    for (Chunk* chunk : {&for_dv, &for_dk}) {
+      chunk->scores = arena.take(kChunk, kPanel);
+      chunk->out = arena.take(kChunk, chunk->values.stride);
+    }
+    dk = arena.take(kChunk, padded_dim(p));
+    dv = arena.take(kChunk, padded_value_dim(p));
+  }
+
+  void load(const LinearAttentionBackward& p, const ChunkTokens& c) {
+    for_dk.rows = for_dv.rows = c.rows;
+    load_rows(key_rows(p, c), 0, c.rows, c.rows, p.dim, 1.0f, for_dv.queries);
+    load_values(p, c, for_dk.queries);
+    load_rows(query_rows(p, c), 0, c.rows, c.rows, p.dim, p.scale, for_dk.values);
+    load_dout(p, c, for_dv.values);
+    transpose_rows(for_dk.values, c.rows, p.dim, for_dv.keys);
+    transpose_rows(for_dv.values, c.rows, value_dim(p), for_dk.keys);
+  }
+};
+
+/// Scores of dv are decayed already, those of dk are not.
+inline void sum_pairs(KeySweep& sweep) {
+  const int rows = sweep.for_dk.rows;
+  float received[kChunk] = {};  // by each token, from those before t
+  for (int t = 0; t < rows; ++t) {
+    float sum = 0;
+    for (int i = t; i < rows; ++i) sum += received[i];
+    sweep.pairs[t] = sum;
+    const float* a = sweep.for_dv.scores.data + t * kPanel;
+    const float* b = sweep.for_dk.scores.data + t * kPanel;
+    for (int i = t + 1; i < rows; ++i) received[i] += a[i] == 0 ? 0.0f : a[i] * b[i];
+  }
+}
+
+/// Completes dlog_decay, where the sweep forwards left what each token receives from before the
+/// chunk; product: <S, dS>, from after the chunk to before it.
+inline void sum_dlog_decay(const LinearAttentionBackward& p, const ChunkTokens& c,
+                           const ChunkDecay& decay, const KeySweep& sweep, double& product) {
+  constexpr float kNothing = 0x1p-24f;  // what is left of S is below its rounding errors
+  const RowMajor k = sweep.for_dv.queries, dk = sweep.for_dk.out;
+  double given[kChunk + 1] = {};  // by tokens before t, to after the chunk
+  for (int t = 0; t < c.rows; ++t)
+    given[t + 1] = given[t] + dot(dk.data + t * dk.stride, k.data + t * k.stride, padded_dim(p));
+  double through = decay.total() < kNothing ? 0.0 : product - given[c.rows], received = 0;
+  for (int t = c.rows - 1; t >= 0; --t) {
+    float* dlog_decay = dlog_decay_at(p, c, t);
+    received += *dlog_decay;
+    *dlog_decay = static_cast<float>(through + received + given[t] + sweep.pairs[t]);
+  }
+  product = through + received;
+}
+
+inline void add_rows(RowMajor from, int rows, bool first, RowMajor to) {
+  for (std::int64_t i = 0; i < rows * to.stride; i += kWidth)
+    store(to.data + i, first ? load(from.data + i) : load(to.data + i) + load(from.data + i));
+}
+
+/// One chunk of one query head.
+inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTokens& tokens,
+                                bool first_head, const ChunkDecay& decay, double& product,
+                                KeySweep& sweep) {
+  Chunk &dk = sweep.for_dk, &dv = sweep.for_dv;
+  sweep.load(p, tokens);
+  if (p.causal) {
+    compute_scores(dv, decay.walk());
+    compute_scores(dk, decay.walk());
+    decay_scores(dv, decay);
+    if (p.dlog_decay) sum_pairs(sweep);
+    decay_scores(dk, decay);
+  }
+  read_state(dk, decay);
+  if (p.dlog_decay) sum_dlog_decay(p, tokens, decay, sweep, product);
+  read_state(dv, decay);
+  if (p.causal)
+    for (Chunk* chunk : {&dk, &dv}) {
+      add_values(*chunk, decay.walk());
+      update_state(*chunk, decay);
+    }
+  add_rows(dk.out, tokens.rows, first_head, sweep.dk);
+  add_rows(dv.out, tokens.rows, first_head, sweep.dv);
+}
+
+inline void backward_keys(const LinearAttentionBackward& p, LinearSpan span, float* dstates,
+                          double* products, float* scratch) {
+  const int group = p.heads_q / p.heads_kv, kv_head = span.head;
+  Arena arena(scratch);
+  KeySweep sweep(p, arena);
+  RowMajor transposed = arena.take(std::int64_t{group} * value_dim(p), padded_dim(p));
+  auto state_of = [&](int n) { return RowMajor{dstates + n * state_size(p), padded_value_dim(p)}; };
+  auto transposed_of = [&](int n) {
+    return RowMajor{transposed.data + std::int64_t{n} * value_dim(p) * transposed.stride,
+                    transposed.stride};
+  };
+  for (int n = 0; n < group; ++n)
+    transpose_state(state_of(n), p.dim, value_dim(p), transposed_of(n));
+  ChunkDecay decay(Walk::kBackwards);
+  for (int chunk = chunks_in(span) - 1; chunk >= 0; --chunk) {
+    ChunkTokens tokens{};
+    for (int n = 0; n < group; ++n) {
+      span.head = kv_head * group + n;
+      tokens = chunk_of(p, span, chunk);
+      decay.compute(p.log_decay, tokens.batch, tokens.head, tokens.begin, tokens.rows);
+      sweep.for_dv.state = state_of(n);
+      sweep.for_dk.state = transposed_of(n);
+      backward_keys_chunk(p, tokens, n == 0, decay, products[n], sweep);
+    }
+    auto dk = rows_of(p.dk, p.dtype, tokens.batch, kv_head, tokens.begin);
+    auto dv = rows_of(p.dv, p.dtype, tokens.batch, kv_head, tokens.begin);
+    for (int r = 0; r < tokens.rows; ++r) {
+      store_row(sweep.dk.data + r * sweep.dk.stride, dk.row(r), p.dtype, p.dim, 1.0f);
+      store_row(sweep.dv.data + r * sweep.dv.stride, dv.row(r), p.dtype, p.dim_v, 1.0f);
+    }
+  }
+}
+
+}  // namespace tileattn::cpu::TILEATTN_ISA

@@ -1,0 +1,325 @@
+// Entry points of linear attention: cut the tokens into tasks, pass states between them.
+//
+// Where (sequence, head) pairs are fewer than threads, their tokens are cut into segments: first
+// each segment's own sum of k v^T, then the states before each, then all segments at once. The
+// gradient of the state passes the same way, backwards.
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "cpu/linear/plan.h"
+#include "cpu/workers.h"
+#include "tileattn/attention.h"
+
+namespace tileattn::cpu {
+
+namespace portable {
+extern const LinearKernels kLinearKernels;
+}
+#if defined(TILEATTN_X86_VARIANTS)
+namespace avx2 {
+extern const LinearKernels kLinearKernels;
+}
+namespace avx512 {
+extern const LinearKernels kLinearKernels;
+}
+#endif
+
+namespace {
+
+const LinearKernels& choose_kernels() {
+#if defined(TILEATTN_X86_VARIANTS)
+  for (const LinearKernels* kernels : {&avx512::kLinearKernels, &avx2::kLinearKernels})
+    if (std::strcmp(kernels->name, instruction_set()) == 0) return *kernels;
+#endif
+  return portable::kLinearKernels;
+}
+
+const LinearKernels& kernels() {
+  static const LinearKernels& chosen = choose_kernels();
+  return chosen;
+}
+
+/// What memory safety rests on; the rest was checked by the caller.
+void check(const LinearAttentionProblem& p) {
+  for (int dim : {p.dim, p.dim_v})
+    if (dim <= 0 || dim > kMaxLinearDim)
+      throw std::invalid_argument("head dims must be from 1 to 1024");
+  if (p.heads_q > 0 && (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0))
+    throw std::invalid_argument("heads_kv must divide heads_q");
+  if (!p.causal && p.log_decay.data)
+    throw std::invalid_argument("log_decay needs causal attention");
+}
+
+/// The tokens of every sequence, cut into segments.
+class Segments {
+ public:
+  Segments(const LinearAttentionProblem& p, int heads, int threads)
+      : batch_(p.batch), packed_(p.cu_seqlens != nullptr), ends_{0} {
+    int longest = 0;
+    for (int n = 0; n < batch_; ++n) {
+      int begin = packed_ ? std::clamp(p.cu_seqlens[n], ends_.back(), p.len) : 0;
+      int end = packed_ ? std::clamp(p.cu_seqlens[n + 1], begin, p.len) : p.len;
+      begins_.push_back(begin);
+      ends_.push_back(end);
+      longest = std::max(longest, end - begin);
+    }
+    constexpr int kChunksPerSegment = 4, kTasksPerThread = 3;
+    std::int64_t pairs = std::max<std::int64_t>(1, std::int64_t{batch_} * heads);
+    if (pairs < threads)
+      count_ = static_cast<int>(
+          std::clamp<std::int64_t>((kTasksPerThread * threads + pairs - 1) / pairs, 1,
+                                   std::max(1, longest / (kChunksPerSegment * kChunk))));
+  }
+
+  int sequences() const { return batch_; }
+  int count() const { return count_; }  // segments of each sequence; they may be empty
+  LinearSpan span(int sequence, int head, int segment) const {
+    int begin = begins_[sequence], end = ends_[sequence + 1];
+    int size = round_up(ceil_div(end - begin, count_), kChunk);
+    int first = std::min<std::int64_t>(begin + std::int64_t{segment} * size, end);
+    return {packed_ ? 0 : sequence, head, first, std::min(end - first, size) + first};
+  }
+
+ private:
+  int batch_;
+  bool packed_;
+  int count_ = 1;
+  std::vector<int> begins_, ends_;  // ends_ has a 0 in front
+};
+
+/// A task: a segment of one (sequence, head).
+struct Place {
+  int sequence, head, segment;
+};
+
+/// work(place, scratch) for every segment.
+template <class Work>
+void for_each_segment(const Executor& executor, const Segments& segments, int heads,
+                      std::int64_t scratch, Work work) {
+  const int per_head = segments.count();
+  std::int64_t count = std::int64_t{segments.sequences()} * heads * per_head;
+  run_with_scratch(executor, count, scratch, [&](std::int64_t i, float* memory) {
+    std::int64_t pair = i / per_head;
+    work({static_cast<int>(pair / heads), static_cast<int>(pair % heads),
+          static_cast<int>(i % per_head)},
+         memory);
+  });
+}
+
+/// Between the caller's states and those in scratch, whose last channel is z.
+void load_state(const LinearAttentionProblem& p, ConstStateRef from, int sequence, int head,
+                float* to) {
+  const int columns = padded_value_dim(p);
+  std::fill(to, to + state_size(p), 0.0f);
+  if (!from.s) return;
+  std::int64_t first = (std::int64_t{sequence} * p.heads_q + head) * p.dim;
+  for (int d = 0; d < p.dim; ++d) {
+    std::copy_n(from.s + (first + d) * p.dim_v, p.dim_v, to + d * columns);
+    if (p.normalize) to[d * columns + p.dim_v] = from.z[first + d];
+  }
+}
+
+void store_state(const LinearAttentionProblem& p, const float* from, int sequence, int head,
+                 StateRef to) {
+  if (!to.s) return;
+  const int columns = padded_value_dim(p);
+  std::int64_t first = (std::int64_t{sequence} * p.heads_q + head) * p.dim;
+  for (int d = 0; d < p.dim; ++d) {
+    std::copy_n(from + d * columns, p.dim_v, to.s + (first + d) * p.dim_v);
+    if (p.normalize) to.z[first + d] = from[d * columns + p.dim_v];
+  }
+}
+
+float decay_over(const LinearAttentionProblem& p, LinearSpan span) {
+  const DecayRef& decay = p.log_decay;
+  double sum = 0;
+  for (int t = span.begin; t < span.end && decay.data; ++t)
+    sum += decay.data[span.batch * decay.batch_stride + t * decay.token_stride +
+                      span.head * decay.head_stride];
+  return static_cast<float>(std::exp(sum));
+}
+
+double dot(const float* a, const float* b, std::int64_t count) {
+  double sum = 0;
+  for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
+}
+
+/// The states that segments start from, when there are several segments.
+class PassedStates {
+ public:
+  /// accumulate(span, state, scratch) adds a segment to a decayed state; first: state of the
+  /// first segment to be walked, which is the last one when backwards.
+  template <class Accumulate>
+  PassedStates(const LinearAttentionProblem& p, const Segments& segments, const Executor& executor,
+               bool backwards, ConstStateRef first, Accumulate accumulate)
+      : problem_(p), segments_(segments), backwards_(backwards) {
+    if (segments.count() == 1) return;
+    const std::int64_t size = state_size(p);
+    states_ = allocate(std::int64_t{p.batch} * p.heads_q * (segments.count() + 1) * size);
+    for_each_segment(executor, segments, p.heads_q, linear_scratch(p),
+                     [&](Place place, float* scratch) {
+                       float* own = after(place);
+                       std::fill(own, own + size, 0.0f);
+                       accumulate(span(place), own, scratch);
+                     });
+    for (int sequence = 0; sequence < p.batch; ++sequence)
+      for (int head = 0; head < p.heads_q; ++head) pass(sequence, head, first);
+  }
+
+  /// Before the segment in the order of the walk; all tokens' if not causal.
+  const float* before(Place place) const {
+    return slot(place, problem_.causal ? position(place) : segments_.count());
+  }
+  float* after(Place place) const { return slot(place, position(place) + 1); }
+
+ private:
+  int position(Place place) const {
+    return backwards_ ? segments_.count() - 1 - place.segment : place.segment;
+  }
+  LinearSpan span(Place place) const {
+    return segments_.span(place.sequence, place.head, place.segment);
+  }
+  float* slot(Place place, int n) const {
+    std::int64_t pair = std::int64_t{place.sequence} * problem_.heads_q + place.head;
+    return states_.get() + (pair * (segments_.count() + 1) + n) * state_size(problem_);
+  }
+  void pass(int sequence, int head, ConstStateRef first) {
+    load_state(problem_, first, sequence, head, slot({sequence, head, 0}, 0));
+    for (int n = 0; n < segments_.count(); ++n) {
+      Place place{sequence, head, backwards_ ? segments_.count() - 1 - n : n};
+      const float decay = decay_over(problem_, span(place));
+      const float* earlier = slot(place, n);
+      float* own = slot(place, n + 1);
+      for (std::int64_t i = 0; i < state_size(problem_); ++i) own[i] += decay * earlier[i];
+    }
+  }
+
+  const LinearAttentionProblem& problem_;
+  const Segments& segments_;
+  bool backwards_;
+  Buffer states_;
+};
+
+}  // namespace
+
+void linear_attention_forward(const LinearAttentionForward& p, const Executor& executor) {
+  check(p);
+  const Segments segments(p, p.heads_q, executor.num_threads);
+  auto accumulate = [&](LinearSpan span, float* state, float* scratch) {
+    kernels().accumulate(p, span, state, scratch);
+  };
+  const PassedStates states(p, segments, executor, false, p.initial_state, accumulate);
+  for_each_segment(executor, segments, p.heads_q, state_size(p) + linear_scratch(p),
+                   [&](Place place, float* state) {
+                     float* scratch = state + state_size(p);
+                     const LinearSpan span =
+                         segments.span(place.sequence, place.head, place.segment);
+                     if (segments.count() > 1) {
+                       std::copy_n(states.before(place), state_size(p), state);
+                     } else {
+                       load_state(p, p.initial_state, place.sequence, place.head, state);
+                       if (!p.causal) accumulate(span, state, scratch);
+                     }
+                     kernels().forward(p, span, state, scratch);
+                     if (place.segment == segments.count() - 1)
+                       store_state(p, state, place.sequence, place.head, p.final_state);
+                   });
+}
+
+void segment_state(const LinearAttentionState& p, const Executor& executor) {
+  check(p);
+  const Segments segments(p, p.heads_q, executor.num_threads);
+  auto accumulate = [&](LinearSpan span, float* state, float* scratch) {
+    kernels().accumulate(p, span, state, scratch);
+  };
+  const PassedStates states(p, segments, executor, false, p.initial_state, accumulate);
+  const std::int64_t pairs = std::int64_t{p.batch} * p.heads_q;
+  run_with_scratch(executor, pairs, state_size(p) + linear_scratch(p),
+                   [&](std::int64_t pair, float* state) {
+                     const int sequence = static_cast<int>(pair / p.heads_q);
+                     const int head = static_cast<int>(pair % p.heads_q);
+                     Place last{sequence, head, segments.count() - 1};
+                     if (segments.count() > 1) {
+                       store_state(p, states.after(last), sequence, head, p.final_state);
+                       return;
+                     }
+                     load_state(p, p.initial_state, sequence, head, state);
+                     accumulate(segments.span(sequence, head, 0), state, state + state_size(p));
+                     store_state(p, state, sequence, head, p.final_state);
+                   });
+}
+
+void linear_attention_backward(const LinearAttentionBackward& p, const Executor& executor) {
+  check(p);
+  const Segments segments(p, p.heads_kv, executor.num_threads);
+  const std::int64_t size = state_size(p);
+  auto accumulate = [&](LinearSpan span, float* state, float* scratch) {
+    kernels().accumulate(p, span, state, scratch);
+  };
+  auto accumulate_gradient = [&](LinearSpan span, float* dstate, float* scratch) {
+    kernels().accumulate_gradient(p, span, dstate, scratch);
+  };
+  const PassedStates states(p, segments, executor, false, p.initial_state, accumulate);
+  const PassedStates dstates(p, segments, executor, true, p.dfinal_state, accumulate_gradient);
+
+  // <S, dS> after each segment.
+  const int count = segments.count();
+  std::vector<double> products(std::size_t(p.batch) * p.heads_q * count);
+  auto product_of = [&](Place place) -> double& {
+    return products[(std::size_t(place.sequence) * p.heads_q + place.head) * count + place.segment];
+  };
+
+  for_each_segment(
+      executor, segments, p.heads_q, 2 * size + linear_scratch(p), [&](Place place, float* state) {
+        float *dstate = state + size, *scratch = dstate + size;
+        const LinearSpan span = segments.span(place.sequence, place.head, place.segment);
+        if (count > 1) {
+          std::copy_n(states.before(place), size, state);
+        } else {
+          load_state(p, p.initial_state, place.sequence, place.head, state);
+          if (!p.causal) accumulate(span, state, scratch);
+        }
+        kernels().backward_queries(p, span, state, scratch);
+        if (!p.dlog_decay) return;
+        if (count == 1) load_state(p, p.dfinal_state, place.sequence, place.head, dstate);
+        product_of(place) = dot(state, count > 1 ? dstates.before(place) : dstate, size);
+      });
+
+  const int group = p.heads_kv > 0 ? p.heads_q / p.heads_kv : 1;
+  for_each_segment(
+      executor, segments, p.heads_kv, group * size + linear_scratch(p),
+      [&](Place place, float* dstate) {
+        float* scratch = dstate + group * size;
+        const LinearSpan span = segments.span(place.sequence, place.head, place.segment);
+        std::vector<double> own(group);
+        for (int n = 0; n < group; ++n) {
+          const Place member{place.sequence, place.head * group + n, place.segment};
+          own[n] = product_of(member);
+          if (count > 1) {
+            std::copy_n(dstates.before(member), size, dstate + n * size);
+            continue;
+          }
+          load_state(p, p.dfinal_state, member.sequence, member.head, dstate + n * size);
+          LinearSpan whole = segments.span(member.sequence, member.head, 0);
+          if (!p.causal) accumulate_gradient(whole, dstate + n * size, scratch);
+        }
+        kernels().backward_keys(p, span, dstate, own.data(), scratch);
+        if (place.segment == 0)
+          for (int n = 0; n < group; ++n)
+            store_state(p, dstate + n * size, place.sequence, place.head * group + n,
+                        p.dinitial_state);
+      });
+}
+
+void linear_attention_step(const LinearAttentionStep& p, const Executor& executor) {
+  check(p);
+  const std::int64_t count = std::int64_t{p.batch} * p.heads_q;
+  run_with_scratch(executor, count, 0, [&](std::int64_t i, float*) {
+    kernels().step(p, static_cast<int>(i / p.heads_q), static_cast<int>(i % p.heads_q));
+  });
+}
+
+}  // namespace tileattn::cpu

@@ -1,0 +1,71 @@
+// What dispatch.cpp hands to the kernels of linear attention: spans of tokens, states, buffers.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/plan.h"
+#include "tileattn/linear_attention.h"
+
+namespace tileattn::cpu {
+
+// Tokens that meet one another as scores; all earlier ones are in the state. Scores cost in
+// proportion to it, walks through the state inversely.
+constexpr int kChunk = 48;
+static_assert(kChunk % kGroup == 0 && kChunk % kColumnGranule == 0 && kChunk <= kPanel);
+
+/// Consecutive tokens of one sequence and head.
+struct LinearSpan {
+  int batch;  // its entry in the tensors; 0 when packed
+  int head;
+  int begin, end;  // tokens of that entry
+};
+
+/// Channels of the values; the denominator is one more, whose value is 1.
+TILEATTN_HOST_DEVICE int value_dim(const LinearAttentionProblem& p) {
+  return p.dim_v + (p.normalize ? 1 : 0);
+}
+/// In scratch, rows are padded to whole vectors.
+TILEATTN_HOST_DEVICE int padded_dim(const LinearAttentionProblem& p) {
+  return round_up(p.dim, kColumnGranule);
+}
+TILEATTN_HOST_DEVICE int padded_value_dim(const LinearAttentionProblem& p) {
+  return round_up(value_dim(p), kColumnGranule);
+}
+/// Floats of a state in scratch, [dim][padded value dim]: S, and z as one more column.
+TILEATTN_HOST_DEVICE std::int64_t state_size(const LinearAttentionProblem& p) {
+  return std::int64_t{p.dim} * padded_value_dim(p);
+}
+
+/// Kernels of one instruction set. `scratch` is aligned to 64 bytes and holds as many floats
+/// as linear_scratch() says. States are those of the span's head and are brought up to date.
+struct LinearKernels {
+  const char* name;
+  /// state: from before the span to after it.
+  void (*accumulate)(const LinearAttentionProblem&, LinearSpan, float* state, float* scratch);
+  /// The gradient of the state: from after the span to before it.
+  void (*accumulate_gradient)(const LinearAttentionBackward&, LinearSpan, float* dstate,
+                              float* scratch);
+  /// out of the span; state: from before to after it (not causal: that of all tokens).
+  void (*forward)(const LinearAttentionForward&, LinearSpan, float* state, float* scratch);
+  /// dq of the span, and into dlog_decay what backward_keys completes; state as in forward.
+  void (*backward_queries)(const LinearAttentionBackward&, LinearSpan, float* state,
+                           float* scratch);
+  /// dk, dv and dlog_decay of the span; head: key head. dstates: those of its query heads, from
+  /// after the span to before it (not causal: of all tokens). products: <S, dS> for each,
+  /// likewise.
+  void (*backward_keys)(const LinearAttentionBackward&, LinearSpan, float* dstates,
+                        double* products, float* scratch);
+  /// One token of one query head.
+  void (*step)(const LinearAttentionStep&, int token, int head);
+};
+
+/// Floats of scratch for any of the kernels.
+constexpr std::int64_t kTilesPerDim = 4;
+TILEATTN_HOST_DEVICE std::int64_t linear_scratch(const LinearAttentionProblem& p) {
+  std::int64_t dims = padded_dim(p) + padded_value_dim(p);
+  std::int64_t transposed_states = std::int64_t{padded_value_dim(p)} * padded_dim(p);
+  return kTilesPerDim * kPanel * dims + 4 * kChunk * kPanel +
+         transposed_states * (p.heads_q / p.heads_kv);
+}
+
+}  // namespace tileattn::cpu

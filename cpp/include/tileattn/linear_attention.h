@@ -1,0 +1,99 @@
+// Linear attention: a state S of [dim, dim_v] takes the place of the keys and values.
+//
+//   S_t = lambda_t S_{t-1} + k_t v_t^T        lambda_t = exp(log_decay_t) <= 1
+//   out_t = scale * q_t^T S_t                 (key head = query head / (heads_q / heads_kv))
+//
+// normalize: out_t = (q_t^T S_t) / (q_t^T z_t) with z_t = lambda_t z_{t-1} + k_t, and 0 where
+// the denominator is. Not causal: every query reads the state after the last token (no decay).
+#pragma once
+
+#include <cstdint>
+
+#include "tileattn/executor.h"
+#include "tileattn/tensor_ref.h"
+
+namespace tileattn {
+
+/// States of every sequence and query head, fp32, contiguous.
+template <class Float>
+struct BasicStateRef {
+  Float* s = nullptr;  // [sequences, heads_q, dim, dim_v], or null
+  Float* z = nullptr;  // [sequences, heads_q, dim], where normalize; given with s
+};
+
+using StateRef = BasicStateRef<float>;
+using ConstStateRef = BasicStateRef<const float>;
+
+/// log_decay [batch, token, head], fp32; a stride is 0 where it is constant.
+struct DecayRef {
+  const float* data = nullptr;  // null: no decay
+  std::int64_t batch_stride = 0;
+  std::int64_t token_stride = 0;
+  std::int64_t head_stride = 0;
+};
+
+/// What all entry points share. segment_state reads neither q nor scale.
+struct LinearAttentionProblem {
+  DType dtype = DType::kFloat32;  // of q, k, v, out and their gradients
+  int batch = 0;                  // sequences
+  int heads_q = 0;
+  int heads_kv = 0;                          // divides heads_q
+  int dim = 0;                               // of q and k, at most kMaxLinearDim
+  int dim_v = 0;                             // of v and out, likewise
+  int len = 0;                               // tokens of a sequence, or of all packed ones together
+  const std::int32_t* cu_seqlens = nullptr;  // [batch + 1] offsets when packed, else null
+
+  ConstTensorRef q;  // [batch, len, heads_q, dim]
+  ConstTensorRef k;  // [batch, len, heads_kv, dim]
+  ConstTensorRef v;  // [batch, len, heads_kv, dim_v]
+  DecayRef log_decay;
+  bool causal = true;  // false: without log_decay
+  bool normalize = false;
+  float scale = 1.0f;
+  ConstStateRef initial_state;  // before the first token; zero if null
+};
+
+constexpr int kMaxLinearDim = 1024;
+
+struct LinearAttentionForward : LinearAttentionProblem {
+  TensorRef out;                 // [batch, len, heads_q, dim_v]
+  float* denominator = nullptr;  // [batch, len, heads_q], contiguous; where normalize
+  StateRef final_state;          // after the last token, or null
+};
+
+struct LinearAttentionBackward : LinearAttentionProblem {
+  ConstTensorRef out;   // where normalize
+  ConstTensorRef dout;  // strides may be 0
+  const float* denominator = nullptr;
+  ConstStateRef dfinal_state;   // zero if null
+  TensorRef dq, dk, dv;         // as q, k, v; every element in range is written
+  float* dlog_decay = nullptr;  // [batch, len, heads_q], contiguous, written; or null
+  StateRef dinitial_state;      // or null
+};
+
+/// The state after the tokens: final_state = decayed initial_state + sum of decayed k v^T. The
+/// building block of what runs in parallel over time.
+struct LinearAttentionState : LinearAttentionProblem {
+  StateRef final_state;
+};
+
+/// Decode: one token for each batch entry, whose state lies in a pool and is updated in place.
+/// len is 1 and initial_state unused; the tokens of q, k, v, log_decay and out are its entries.
+struct LinearAttentionStep : LinearAttentionProblem {
+  StateRef states;  // of `num_states` sequences
+  int num_states = 0;
+  const std::int32_t* slots = nullptr;  // [batch] in the pool, each at most once; null: 0, 1, ...
+  TensorRef out;                        // 0 where the slot is not in the pool: padding
+};
+
+namespace cpu {
+TILEATTN_API void linear_attention_forward(const LinearAttentionForward& problem,
+                                           const Executor& executor);
+TILEATTN_API void linear_attention_backward(const LinearAttentionBackward& problem,
+                                            const Executor& executor);
+TILEATTN_API void segment_state(const LinearAttentionState& problem, const Executor& executor);
+TILEATTN_API void linear_attention_step(const LinearAttentionStep& problem,
+                                        const Executor& executor);
+}  // namespace cpu
+
+}  // namespace tileattn

@@ -1,0 +1,265 @@
+// Whole problems of linear attention, forward and backward, against the recurrence in double.
+// Memory around the tensors is NaN, so that anything read or written beyond them shows.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tileattn/linear_attention.h"
+
+namespace tileattn {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+/// [token, head, dim] with a gap of NaN after each head's elements.
+struct Tensor {
+  static constexpr int kGap = 3;
+  int heads, dim;
+  std::vector<float> values;
+
+  Tensor(int tokens, int heads, int dim, std::mt19937* generator = nullptr)
+      : heads(heads), dim(dim), values(tokens * heads * (dim + kGap) + kGap, kNan) {
+    std::normal_distribution<float> normal;
+    for (int t = 0; t < tokens && generator; ++t)
+      for (int h = 0; h < heads; ++h)
+        for (int d = 0; d < dim; ++d) at(t, h, d) = normal(*generator);
+  }
+  float& at(int t, int h, int d) { return values[kGap + (t * heads + h) * (dim + kGap) + d]; }
+  TensorRef ref() {
+    return {values.data() + kGap, 0, std::int64_t{heads} * (dim + kGap), dim + kGap};
+  }
+  ConstTensorRef const_ref() {
+    return {values.data() + kGap, 0, std::int64_t{heads} * (dim + kGap), dim + kGap};
+  }
+  bool gaps_untouched() const {
+    for (std::size_t i = 0; i < values.size(); ++i)
+      if (static_cast<int>(i % (dim + kGap)) < kGap && !std::isnan(values[i])) return false;
+    return true;
+  }
+};
+
+struct Case {
+  std::string name;
+  int len = 113, heads_q = 2, heads_kv = 1, dim = 24, dim_v = 40;
+  float decay = 0.1f;  // of each token, times |normal|
+  bool causal = true;
+  int threads = 1;
+};
+
+std::vector<Case> cases() {
+  Case few{"few heads, many threads", 700, 1, 1, 16, 8};
+  few.threads = 5;
+  Case few_full = few;
+  few_full.name = "likewise, not causal";
+  few_full.causal = false;
+  few_full.decay = 0;
+  Case strong{"strong decay"};
+  strong.decay = 8;
+  Case none{"no decay", 96};
+  none.decay = 0;
+  Case full{"not causal"};
+  full.causal = false;
+  full.decay = 0;
+  return {{"plain"},
+          {"one token", 1},
+          {"no tokens", 0},
+          {"groups of heads", 60, 6, 2},
+          {"wide", 60, 1, 1, 300, 17},
+          few,
+          few_full,
+          strong,
+          none,
+          full};
+}
+
+/// Inputs and kernel results of a case.
+struct Problem {
+  Case c;
+  std::mt19937 generator{1};
+  Tensor q{c.len, c.heads_q, c.dim, &generator}, k{c.len, c.heads_kv, c.dim, &generator},
+      v{c.len, c.heads_kv, c.dim_v, &generator}, dout{c.len, c.heads_q, c.dim_v, &generator};
+  Tensor out{c.len, c.heads_q, c.dim_v}, dq{c.len, c.heads_q, c.dim}, dk{c.len, c.heads_kv, c.dim},
+      dv{c.len, c.heads_kv, c.dim_v};
+  std::vector<float> log_decay, dlog_decay, first, last, dlast, dfirst;
+  const float scale = 0.3f;
+
+  explicit Problem(const Case& c) : c(c) {
+    std::normal_distribution<float> normal;
+    log_decay.resize(c.len * c.heads_q);
+    for (float& x : log_decay) x = -c.decay * std::fabs(normal(generator));
+    dlog_decay.assign(log_decay.size(), kNan);
+    for (std::vector<float>* state : {&first, &dlast}) {
+      state->resize(c.heads_q * c.dim * c.dim_v);
+      for (float& x : *state) x = normal(generator);
+    }
+    last.assign(first.size(), kNan);
+    dfirst.assign(first.size(), kNan);
+    run();
+  }
+
+  void describe(LinearAttentionProblem& p) {
+    p.batch = 1;
+    p.heads_q = c.heads_q;
+    p.heads_kv = c.heads_kv;
+    p.dim = c.dim;
+    p.dim_v = c.dim_v;
+    p.len = c.len;
+    p.q = q.const_ref();
+    p.k = k.const_ref();
+    p.v = v.const_ref();
+    if (c.decay > 0) p.log_decay = {log_decay.data(), 0, c.heads_q, 1};
+    p.causal = c.causal;
+    p.scale = scale;
+    p.initial_state = {first.data(), nullptr};
+  }
+
+  void run() {
+    const Executor executor = Executor::threads(c.threads);
+    LinearAttentionForward forward;
+    describe(forward);
+    forward.out = out.ref();
+    forward.final_state = {last.data(), nullptr};
+    cpu::linear_attention_forward(forward, executor);
+    LinearAttentionBackward backward;
+    describe(backward);
+    backward.dout = dout.const_ref();
+    backward.dfinal_state = {dlast.data(), nullptr};
+    backward.dq = dq.ref();
+    backward.dk = dk.ref();
+    backward.dv = dv.ref();
+    if (c.decay > 0) backward.dlog_decay = dlog_decay.data();
+    backward.dinitial_state = {dfirst.data(), nullptr};
+    cpu::linear_attention_backward(backward, executor);
+  }
+};
+
+/// Largest distance, relative to the root mean square of what is expected.
+class Distance {
+ public:
+  void add(double expected, double actual) {
+    squares_ += expected * expected;
+    ++count_;
+    double apart = std::fabs(expected - actual);
+    largest_ = std::fmax(largest_, std::isnan(apart) ? HUGE_VAL : apart);
+  }
+  void expect_small(const char* what) const {
+    if (count_ > 0) EXPECT_LE(largest_, 2e-5 * std::sqrt(squares_ / count_)) << what;
+  }
+
+ private:
+  double squares_ = 0, largest_ = 0;
+  int count_ = 0;
+};
+
+using State = std::vector<double>;  // [dim][dim_v]
+
+/// One head's recurrence, there and back.
+struct Head {
+  Problem& p;
+  int head, kv;
+  Distance &out, &dq, &dlog_decay, &last, &dfirst;
+  std::vector<double>&dk, &dv;  // sums over heads, [token][kv head][dim]
+
+  int at(int d, int e) const { return d * p.c.dim_v + e; }
+  int state_at(int i) const { return head * p.c.dim * p.c.dim_v + i; }
+  double decay(int t) const { return std::exp(p.log_decay[t * p.c.heads_q + head]); }
+  template <class Visit>
+  void each(Visit visit) const {
+    for (int d = 0; d < p.c.dim; ++d)
+      for (int e = 0; e < p.c.dim_v; ++e) visit(d, e);
+  }
+
+  void compare() {
+    const int size = p.c.dim * p.c.dim_v;
+    std::vector<State> states{
+        State(p.first.begin() + state_at(0), p.first.begin() + state_at(size))};
+    for (int t = 0; t < p.c.len; ++t) {
+      State s = states.back();
+      each([&](int d, int e) {
+        s[at(d, e)] = decay(t) * s[at(d, e)] + double(p.k.at(t, kv, d)) * p.v.at(t, kv, e);
+      });
+      states.push_back(s);
+    }
+    for (int i = 0; i < size; ++i) last.add(states.back()[i], p.last[state_at(i)]);
+    State ds(p.dlast.begin() + state_at(0), p.dlast.begin() + state_at(size));
+    auto receive = [&](int t) {
+      each([&](int d, int e) {
+        ds[at(d, e)] += p.scale * double(p.q.at(t, head, d)) * p.dout.at(t, head, e);
+      });
+    };
+    for (int t = p.c.len - 1; t >= 0 && !p.c.causal; --t) receive(t);
+    for (int t = p.c.len - 1; t >= 0; --t) {
+      const State& s = states[p.c.causal ? t + 1 : p.c.len];
+      std::vector<double> o(p.c.dim_v), gradient(p.c.dim);
+      each([&](int d, int e) {
+        o[e] += p.scale * double(p.q.at(t, head, d)) * s[at(d, e)];
+        gradient[d] += p.scale * double(p.dout.at(t, head, e)) * s[at(d, e)];
+      });
+      for (int e = 0; e < p.c.dim_v; ++e) out.add(o[e], p.out.at(t, head, e));
+      for (int d = 0; d < p.c.dim; ++d) dq.add(gradient[d], p.dq.at(t, head, d));
+      if (p.c.causal) receive(t);
+      double to_decay = 0;
+      each([&](int d, int e) {
+        dk[(t * p.c.heads_kv + kv) * p.c.dim + d] += ds[at(d, e)] * p.v.at(t, kv, e);
+        dv[(t * p.c.heads_kv + kv) * p.c.dim_v + e] += ds[at(d, e)] * p.k.at(t, kv, d);
+        to_decay += decay(t) * states[t][at(d, e)] * ds[at(d, e)];
+        ds[at(d, e)] *= decay(t);
+      });
+      if (p.c.decay > 0) dlog_decay.add(to_decay, p.dlog_decay[t * p.c.heads_q + head]);
+    }
+    for (int i = 0; i < size; ++i) dfirst.add(ds[i], p.dfirst[state_at(i)]);
+  }
+};
+
+TEST(LinearAttention, ForwardAndBackward) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    Problem p(c);
+    Distance out, dq, dk, dv, dlog_decay, last, dfirst;
+    std::vector<double> sum_dk(c.len * c.heads_kv * c.dim), sum_dv(c.len * c.heads_kv * c.dim_v);
+    for (int head = 0; head < c.heads_q; ++head) {
+      int kv = head / (c.heads_q / c.heads_kv);
+      Head{p, head, kv, out, dq, dlog_decay, last, dfirst, sum_dk, sum_dv}.compare();
+    }
+    for (int t = 0; t < c.len; ++t)
+      for (int h = 0; h < c.heads_kv; ++h) {
+        for (int d = 0; d < c.dim; ++d)
+          dk.add(sum_dk[(t * c.heads_kv + h) * c.dim + d], p.dk.at(t, h, d));
+        for (int e = 0; e < c.dim_v; ++e)
+          dv.add(sum_dv[(t * c.heads_kv + h) * c.dim_v + e], p.dv.at(t, h, e));
+      }
+    out.expect_small("out");
+    dq.expect_small("dq");
+    dk.expect_small("dk");
+    dv.expect_small("dv");
+    dlog_decay.expect_small("dlog_decay");
+    last.expect_small("final state");
+    dfirst.expect_small("gradient of the initial state");
+    for (const Tensor* written : {&p.out, &p.dq, &p.dk, &p.dv})
+      EXPECT_TRUE(written->gaps_untouched());
+  }
+}
+
+TEST(LinearAttention, SegmentStateIsTheFinalState) {
+  for (int threads : {1, 5}) {
+    Case c{"", 700, 1, 1, 16, 8};
+    c.threads = threads;
+    Problem p(c);
+    std::vector<float> state(p.last.size(), kNan);
+    LinearAttentionState problem;
+    p.describe(problem);
+    problem.q = {};
+    problem.final_state = {state.data(), nullptr};
+    cpu::segment_state(problem, Executor::threads(threads));
+    Distance distance;
+    for (std::size_t i = 0; i < state.size(); ++i) distance.add(p.last[i], state[i]);
+    distance.expect_small("state");
+  }
+}
+
+}  // namespace
+}  // namespace tileattn

@@ -1,0 +1,103 @@
+"""Feature maps with weights, for ``feature_map=`` of :func:`tileattn.linear_attention`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tileattn.feature_maps import hedgehog, hedgehog_joint, relu_random
+
+
+class HedgehogFeatureMap(nn.Module):
+    """A learned matrix per head, then softmax of both signs; F = 2 * features.
+
+    Args:
+        num_heads: H.
+        head_dim: D.
+        features: M; D by default. The matrix starts as the identity where M = D.
+        joint: one softmax over both halves (:func:`tileattn.feature_maps.hedgehog_joint`) in the
+            place of one over each.
+        device, dtype: of the weight [H, D, M].
+
+    Raises:
+        ValueError: sizes below 1.
+
+    Source: Zhang et al., The Hedgehog & the Porcupine (2024).
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        features: int | None = None,
+        joint: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        features = head_dim if features is None else features
+        if min(num_heads, head_dim, features) < 1:
+            raise ValueError(
+                f"num_heads, head_dim, features are {num_heads}, {head_dim}, {features}; each must "
+                "be at least 1"
+            )
+        self.joint = joint
+        eye = torch.eye(head_dim, features, device=device, dtype=dtype)
+        self.weight = nn.Parameter(eye.repeat(num_heads, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H, D] -> [..., H, 2 M]."""
+        weight = self.weight.to(x.dtype)
+        return hedgehog_joint(x, weight) if self.joint else hedgehog(x, weight)
+
+    def extra_repr(self) -> str:
+        heads, dim, features = self.weight.shape
+        return f"num_heads={heads}, head_dim={dim}, features={features}, joint={self.joint}"
+
+
+class RandomReluFeatureMap(nn.Module):
+    """relu(x R / b) / sqrt(M) with a fixed normal R [D, M].
+
+    Args:
+        head_dim: D.
+        features: M.
+        bandwidth: b > 0.
+        generator: of the random numbers; torch's default one if None.
+        device, dtype: of R, a buffer that is saved with the module.
+
+    Raises:
+        ValueError: sizes below 1, or a bandwidth that is not positive.
+
+    Source: WERSA (2025).
+    """
+
+    projection: Tensor
+
+    def __init__(
+        self,
+        head_dim: int,
+        features: int,
+        *,
+        bandwidth: float = 1.0,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(head_dim, features) < 1 or not bandwidth > 0:
+            raise ValueError(
+                f"head_dim, features, bandwidth are {head_dim}, {features}, {bandwidth}; all must "
+                "be positive"
+            )
+        self.bandwidth = bandwidth
+        projection = torch.randn(head_dim, features, generator=generator)
+        self.register_buffer("projection", projection.to(device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., M]."""
+        return relu_random(x, self.projection.to(x.dtype), self.bandwidth)
+
+    def extra_repr(self) -> str:
+        dim, features = self.projection.shape
+        return f"head_dim={dim}, features={features}, bandwidth={self.bandwidth}"

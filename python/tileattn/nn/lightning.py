@@ -1,0 +1,110 @@
+"""The attention layer of TransNormerLLM and MiniMax-01."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tileattn.decays import transnormer
+from tileattn.linear import linear_attention
+
+
+class LightningAttention(nn.Module):
+    """out_proj(sigmoid(gate(x)) * norm(linear attention of silu(qkv(x)) with constant decay)).
+
+    Args:
+        embed_dim: channels C of the input and output.
+        num_heads: H.
+        head_dim: channels per head; ``embed_dim // num_heads`` by default.
+        log_decay: [H]; that of TransNormerLLM for this ``layer`` of ``num_layers`` by default.
+        layer, num_layers: place of the layer in the model, from 0.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: head counts or channels that do not divide.
+
+    Source: Qin et al., Lightning Attention-2 (2024); MiniMax-01 (2025), section 2.
+    """
+
+    log_decay: Tensor
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        log_decay: Tensor | None = None,
+        layer: int = 0,
+        num_layers: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or (head_dim is None and embed_dim % num_heads != 0):
+            raise ValueError(
+                f"embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}, "
+                "unless head_dim is given"
+            )
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        if log_decay is None:
+            log_decay = transnormer(num_heads, layer=layer, num_layers=num_layers)
+        if tuple(log_decay.shape) != (num_heads,):
+            raise ValueError(
+                f"log_decay has shape {list(log_decay.shape)}; it must be [heads] = [{num_heads}]"
+            )
+        self.register_buffer("log_decay", log_decay.to(device), persistent=False)
+        inner = num_heads * self.head_dim
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            return nn.Linear(inputs, outputs, bias=False, device=device, dtype=dtype)
+
+        self.qkv_proj = linear(embed_dim, 3 * inner)
+        self.gate_proj = linear(embed_dim, inner)
+        self.norm = nn.RMSNorm(inner, eps=1e-6, device=device, dtype=dtype)
+        self.out_proj = linear(inner, embed_dim)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LightningAttention:
+        """The decay moves with the module but stays float32 when the module is cast."""
+        exact = self.log_decay
+        super()._apply(fn, recurse)
+        if self.log_decay.device.type != "meta" and exact.device.type != "meta":
+            self.log_decay = exact.to(self.log_decay.device)
+        return self
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, *, backend: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens that follow those of an earlier call, if its state is given.
+
+        Args:
+            x: [B, T, C].
+            state: [B, H, head_dim, head_dim] float32.
+            backend: as in :func:`tileattn.linear_attention`.
+
+        Returns:
+            [B, T, C], and the state after the last token.
+        """
+        qkv = F.silu(self.qkv_proj(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.unbind(-3)
+        out, last = linear_attention(
+            q,
+            k,
+            v,
+            log_decay=self.log_decay,
+            scale=1.0,
+            initial_state=state,
+            return_final_state=True,
+            backend=backend,
+        )
+        assert isinstance(last, Tensor)
+        gated = torch.sigmoid(self.gate_proj(x)) * self.norm(out.flatten(-2))
+        result: Tensor = self.out_proj(gated)
+        return result, last
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}"
