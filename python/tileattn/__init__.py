@@ -43,12 +43,14 @@ from tileattn.linear_variants import (  # noqa: E402
     prefix_linear_attention,
     softmax_rnn_attention,
 )
+from tileattn.local_linear import local_linear_attention, parallax_attention  # noqa: E402
 from tileattn.neighborhood import (  # noqa: E402
     halo_attention,
     neighborhood_attention,
     windowed_attention,
 )
 from tileattn.neighborhood_unfused import neighborhood_av, neighborhood_qk  # noqa: E402
+from tileattn.wersa import haar_filter, wersa_attention  # noqa: E402
 
 try:
     __version__ = importlib.metadata.version("tileattn")
@@ -63,19 +65,23 @@ __all__ = [
     "cmake_prefix",
     "decays",
     "feature_maps",
+    "haar_filter",
     "halo_attention",
     "linear_attention",
     "linear_attention_step",
+    "local_linear_attention",
     "merge_attention",
     "neighborhood_attention",
     "neighborhood_av",
     "neighborhood_qk",
     "nn",
+    "parallax_attention",
     "planner",
     "prefix_linear_attention",
     "reference",
     "segment_state",
     "softmax_rnn_attention",
     "use_backend",
+    "wersa_attention",
     "windowed_attention",
 ]

@@ -55,13 +55,13 @@ def hedgehog_joint(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([y, -y], -1).softmax(-1)
 
 
-def relu_random(x: Tensor, projection: Tensor, bandwidth: float = 1.0) -> Tensor:
+def relu_random(x: Tensor, projection: Tensor, bandwidth: float | Tensor = 1.0) -> Tensor:
     """relu(x R / b) / sqrt(M), F = M.
 
     Args:
         x: [..., D].
         projection: R [D, M], random and fixed, of x's dtype.
-        bandwidth: b > 0.
+        bandwidth: b > 0, a number or a scalar tensor.
 
     Source: WERSA (2025), random ReLU features.
     """

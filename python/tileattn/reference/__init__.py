@@ -9,8 +9,11 @@ from tileattn.reference.linear import linear_attention
 from tileattn.reference.linear_variants import (
     agent_attention,
     clamped_linear_attention,
+    local_linear_attention,
+    parallax_attention,
     prefix_linear_attention,
     softmax_rnn_attention,
+    wersa_attention,
 )
 from tileattn.reference.neighborhood import neighborhood_attention, neighborhood_mask
 
@@ -20,8 +23,11 @@ __all__ = [
     "attention_mask",
     "clamped_linear_attention",
     "linear_attention",
+    "local_linear_attention",
     "neighborhood_attention",
     "neighborhood_mask",
+    "parallax_attention",
     "prefix_linear_attention",
     "softmax_rnn_attention",
+    "wersa_attention",
 ]

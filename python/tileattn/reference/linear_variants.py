@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tileattn.feature_maps import relu_random
+
 
 def prefix_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, *, normalize: bool = True
@@ -75,3 +77,71 @@ def _mix(weights: Tensor, v: Tensor) -> Tensor:
     """[B, Sq, H, Dv]."""
     v = v.repeat_interleave(weights.shape[1] // v.shape[2], 2)
     return torch.einsum("bhij,bjhd->bihd", weights, v)
+
+
+def local_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, ridge: float = 10.0, causal: bool = True
+) -> Tensor:
+    """As :func:`tileattn.local_linear_attention`, with the matrices formed and solved."""
+    p = _softmax(q, k, causal)
+    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
+    z = k.transpose(1, 2).unsqueeze(2) - q.transpose(1, 2).unsqueeze(3)  # [B, H, Sq, Sk, D]
+    matrix = torch.einsum("bhij,bhijd,bhije->bhide", p, z, z)
+    matrix = matrix + ridge * torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
+    rho = torch.linalg.solve(matrix, torch.einsum("bhij,bhijd->bhid", p, z))
+    c = p * (1 - torch.einsum("bhijd,bhid->bhij", z, rho))
+    return _mix(c / c.sum(-1, keepdim=True), v)
+
+
+def parallax_attention(
+    q: Tensor, r: Tensor, k: Tensor, v: Tensor, *, causal: bool = True
+) -> Tensor:
+    """As :func:`tileattn.parallax_attention`: softmax attention less a covariance."""
+    p, u = _softmax(q, k, causal), _products(r, k)
+    mean = (p * u).sum(-1, keepdim=True)
+    return _mix(p, v) - _mix(p * (u - mean), v)
+
+
+def wersa_attention(
+    q: Tensor, k: Tensor, v: Tensor, gains: Tensor, projection: Tensor, *, bandwidth: float = 1.0
+) -> Tensor:
+    """As :func:`tileattn.wersa_attention`, by the matrix of the transform."""
+    transform, band = _haar(q.shape[1], gains.shape[-2 if gains.dim() == 3 else 0] - 1)
+    transform = transform.to(q)
+    own = gains[band] if gains.dim() == 1 else gains[:, band]
+    own = own[None, :, None, None] if gains.dim() == 1 else own[..., None]
+
+    def features(x: Tensor) -> Tensor:
+        bands = own * torch.einsum("nt,bthd->bnhd", transform, x)
+        filtered = torch.einsum("nt,bnhd->bthd", transform, bands)
+        return relu_random(filtered, projection, bandwidth)
+
+    weights = _products(features(q), features(k))
+    total = weights.sum(-1, keepdim=True)
+    return _mix(weights / total.masked_fill(total == 0, 1.0), v)
+
+
+def _haar(tokens: int, levels: int) -> tuple[Tensor, Tensor]:
+    """The orthonormal transform [padded tokens, tokens] and the band of each of its rows."""
+    padded = -(-tokens // (1 << levels)) * (1 << levels)
+    rows, bands = [], []
+    for level in range(levels + 1):
+        size = 1 << min(level + 1, levels)  # tokens of a block
+        for start in range(0, padded, size):
+            row = torch.zeros(padded, dtype=torch.float64)
+            row[start : start + size] = size**-0.5
+            if level < levels:  # a detail: one half of the block against the other
+                row[start + size // 2 : start + size] *= -1
+            rows.append(row)
+            bands.append(level)
+    return torch.stack(rows)[:, :tokens], torch.tensor(bands)
+
+
+def _softmax(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """[B, H, Sq, Sk]; causal from the end."""
+    scores = q.shape[-1] ** -0.5 * _products(q, k)
+    if causal:
+        seen = torch.ones_like(scores, dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+        scores = scores.masked_fill(~seen, -torch.inf)
+    weights: Tensor = scores.softmax(-1)
+    return weights

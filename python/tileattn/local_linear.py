@@ -1,0 +1,210 @@
+"""Local linear attention and Parallax: softmax attention with a linear correction per query.
+
+Both are plain PyTorch, with no kernel of their own: blocks of queries meet all keys, so memory
+grows with the number of keys, not with its square; the backward computes each block again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tileattn import _checks
+
+__all__ = ["local_linear_attention", "parallax_attention"]
+
+_BLOCK = 128  # queries whose scores are in memory at a time
+
+
+def local_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    ridge: float = 10.0,
+    iterations: int = 32,
+    causal: bool = True,
+    scale: float | None = None,
+) -> Tensor:
+    """The value at each query of a linear function fitted to the keys and values around it.
+
+    With softmax weights p_j and z_j = k_j - q: rho solves (sum of p z z^T + ridge I) rho = sum of
+    p z by conjugate gradients that never form the matrix, and out = sum of c_j v_j / sum of c_j
+    with c_j = p_j (1 - rho . z_j). A large ridge gives softmax attention. The gradient is that of
+    the exact solution, by one more solve.
+
+    Args:
+        q: [B, Sq, Hq, D] any floating dtype; k: [B, Sk, Hkv, D]; v: [B, Sk, Hkv, Dv].
+        ridge: > 0, beside weights that add to 1.
+        iterations: steps of conjugate gradients; D of them solve exactly, but for rounding.
+        causal: query i sees keys up to i + Sk - Sq; then Sq <= Sk.
+        scale: of the scores; D ** -0.5 by default.
+
+    Returns:
+        [B, Sq, Hq, Dv] of q's dtype, computed in float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: arguments of wrong types, shapes or values.
+
+    Source: Zuo et al., Local Linear Attention (2025), eqs. 8-10; weights here are normalized.
+    """
+    ridge = _checks.check_number("ridge", ridge, minimum=0.0)
+    if ridge == 0.0 or not _checks.is_int(iterations) or iterations < 1:
+        raise ValueError(
+            f"ridge is {ridge:g} and iterations {iterations!r}; both must be positive, iterations "
+            "an int"
+        )
+
+    def attend(p: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.no_grad():
+            rho = _solve(p, q, k, _residual(p, q, k, torch.zeros_like(q), ridge), ridge, iterations)
+        residual = _residual(p, q, k, rho, ridge)
+        rho = _Solution.apply(residual, rho, p, q, k, ridge, iterations)
+        c = _corrected(p, q, k, rho)
+        return c @ v / c.sum(-1, keepdim=True)
+
+    return _by_blocks(attend, q, (q,), k, v, causal, scale)
+
+
+def parallax_attention(
+    q: Tensor,
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+) -> Tensor:
+    """sum over j of p_j (1 + sum over l of p_l u_l - u_j) v_j, with u = r . k, p the softmax.
+
+    A learned projection r takes the place of the solution in local linear attention: out is that of
+    softmax attention less the covariance of values and keys, probed by r.
+
+    Args:
+        r: [B, Sq, Hq, D], like q. Others, Returns, Raises: as in :func:`local_linear_attention`.
+
+    Source: Zuo et al., Parallax (2026).
+    """
+    _checks.require_tensor("r", r)
+    if isinstance(q, Tensor) and (r.shape != q.shape or r.dtype != q.dtype):
+        raise ValueError(f"r is {_checks.describe(r)}; it must be like q, {_checks.describe(q)}")
+
+    def attend(p: Tensor, r: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        u = r @ k.mT
+        return (p * (1 + (p * u).sum(-1, keepdim=True) - u)) @ v
+
+    return _by_blocks(attend, q, (r,), k, v, causal, scale)
+
+
+def _by_blocks(
+    attend: Callable[..., Tensor],
+    q: Tensor,
+    per_query: tuple[Tensor, ...],
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scale: float | None,
+) -> Tensor:
+    """attend(p, *per_query, k, v) for blocks of queries, all [B, H, tokens, D]."""
+    _checks.check_flag("causal", causal)
+    _checks.check_qkv(q, k, v, packed=False)
+    shift = k.shape[1] - q.shape[1]
+    if k.shape[1] == 0 or (causal and shift < 0):
+        raise ValueError(
+            f"k has {k.shape[1]} tokens; there must be at least one, and with causal=True at least "
+            f"those of q, {q.shape[1]}"
+        )
+    scale = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    group = q.shape[2] // k.shape[2]
+    heads_first = [t.transpose(1, 2).to(exact) for t in (q, *per_query, k, v)]
+    *rows, k, v = heads_first
+    k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
+
+    def block(first: int, q: Tensor, *rest: Tensor) -> Tensor:
+        *own, k, v = rest
+        scores = scale * q @ k.mT
+        if causal:
+            last = torch.arange(q.shape[2], device=q.device)[:, None] + (first + shift)
+            future = torch.arange(k.shape[2], device=q.device) > last
+            scores = scores.masked_fill(future, -torch.inf)
+        return attend(scores.softmax(-1), *own, k, v)
+
+    outs = []
+    # Autocast would round the products.
+    with torch.autocast(q.device.type, enabled=False):
+        for first in range(0, q.shape[1], _BLOCK):
+            parts = [t[:, :, first : first + _BLOCK] for t in rows]
+            if torch.is_grad_enabled():
+                out = checkpoint(block, first, *parts, k, v, use_reentrant=False)
+            else:
+                out = block(first, *parts, k, v)
+            outs.append(out)
+        out = torch.cat(outs, 2) if outs else v.new_zeros((*rows[0].shape[:-1], v.shape[-1]))
+    return out.transpose(1, 2).to(q.dtype)
+
+
+def _corrected(p: Tensor, q: Tensor, k: Tensor, rho: Tensor) -> Tensor:
+    """c_j = p_j (1 - rho . (k_j - q)), [..., queries, keys]."""
+    return p * (1 + (rho * q).sum(-1, keepdim=True) - rho @ k.mT)
+
+
+def _residual(p: Tensor, q: Tensor, k: Tensor, rho: Tensor, ridge: float) -> Tensor:
+    """sum of p z - (sum of p z z^T + ridge I) rho = sum of c_j z_j - ridge rho."""
+    c = _corrected(p, q, k, rho)
+    return c @ k - c.sum(-1, keepdim=True) * q - ridge * rho
+
+
+def _product(p: Tensor, q: Tensor, k: Tensor, x: Tensor, ridge: float) -> Tensor:
+    """(sum of p z z^T + ridge I) x: one product with the keys for z . x, one to add up."""
+    weights = p * (x @ k.mT - (x * q).sum(-1, keepdim=True))
+    return weights @ k - weights.sum(-1, keepdim=True) * q + ridge * x
+
+
+def _solve(p: Tensor, q: Tensor, k: Tensor, right: Tensor, ridge: float, iterations: int) -> Tensor:
+    """Conjugate gradients from 0, for every query at once; rows that are solved stand still."""
+
+    def divided(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(b > 0, a / b, torch.zeros_like(a))
+
+    x, residual, direction = torch.zeros_like(right), right, right
+    size = residual.square().sum(-1, keepdim=True)
+    for _ in range(iterations):
+        image = _product(p, q, k, direction, ridge)
+        step = divided(size, (direction * image).sum(-1, keepdim=True))
+        x = x + step * direction
+        residual = residual - step * image
+        last, size = size, residual.square().sum(-1, keepdim=True)
+        direction = residual + divided(size, last) * direction
+    return x
+
+
+class _Solution(torch.autograd.Function):
+    """rho, whose derivative is that of the equation it solves: d rho = matrix^-1 d residual."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        residual: Tensor,
+        rho: Tensor,
+        p: Tensor,
+        q: Tensor,
+        k: Tensor,
+        ridge: float,
+        iterations: int,
+    ) -> Tensor:
+        del residual
+        ctx.save_for_backward(p, q, k)
+        ctx.ridge, ctx.iterations = ridge, iterations
+        return rho.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        p, q, k = ctx.saved_tensors
+        solved = _solve(p, q, k, gradient, ctx.ridge, ctx.iterations)
+        return (solved, *(None,) * 6)

@@ -1,0 +1,94 @@
+"""WERSA: queries and keys filtered by wavelets along the sequence, then random features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tileattn import _checks
+from tileattn.feature_maps import relu_random
+from tileattn.linear import linear_attention
+
+__all__ = ["haar_filter", "wersa_attention"]
+
+
+def haar_filter(x: Tensor, gains: Tensor) -> Tensor:
+    """Scales each band of the Haar transform of x along its tokens, and transforms back.
+
+    What level l adds, from the finest, is the mean over blocks of 2^(l-1) tokens less that over
+    blocks of 2^l; the last band is the mean over the largest blocks. Tokens are padded with zeros
+    to whole blocks. Gains of 1 give x back.
+
+    Args:
+        x: [B, T, H, D].
+        gains: [L + 1], or [B, L + 1, H] for each sequence and head; L levels.
+
+    Returns:
+        [B, T, H, D] of x's dtype, differentiable in both.
+
+    Raises:
+        TypeError: no tensor. ValueError: shapes that do not fit.
+    """
+    for name, tensor in (("x", x), ("gains", gains)):
+        _checks.require_tensor(name, tensor)
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {list(x.shape)}; it must be [batch, tokens, heads, dim]")
+    full = (x.shape[0], gains.shape[1] if gains.dim() == 3 else 1, x.shape[2])
+    if gains.dim() not in (1, 3) or (gains.dim() == 3 and tuple(gains.shape) != full):
+        raise ValueError(
+            f"gains has shape {list(gains.shape)}; it must be [levels + 1] or [batch, levels + 1, "
+            f"heads] with batch {x.shape[0]} and heads {x.shape[2]}"
+        )
+    exact = torch.promote_types(x.dtype, torch.float32)
+    bands = gains.to(exact).unbind(0 if gains.dim() == 1 else 1)
+    if gains.dim() == 3:
+        bands = tuple(gain[:, None, :, None] for gain in bands)
+    tokens, block = x.shape[1], 1 << (len(bands) - 1)
+    coarse = F.pad(x.to(exact), (0, 0, 0, 0, 0, -tokens % block))
+    filtered = torch.zeros_like(coarse)
+    for level, gain in enumerate(bands[:-1], start=1):
+        fine = coarse
+        means = fine[:, :: 1 << (level - 1)].unflatten(1, (-1, 2)).mean(2)
+        coarse = means.repeat_interleave(1 << level, dim=1)
+        filtered = filtered + gain * (fine - coarse)
+    return (filtered + bands[-1] * coarse)[:, :tokens].to(x.dtype)
+
+
+def wersa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gains: Tensor,
+    projection: Tensor,
+    *,
+    bandwidth: float | Tensor = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Normalized linear attention of wavelet-filtered queries and keys through random features.
+
+    The filter mixes tokens in both directions, so there is no causal form.
+
+    Args:
+        q: [B, T, H, D]; k: [B, T, H, D]; v: [B, T, H, Dv].
+        gains: of the bands of q and k, as in :func:`haar_filter`.
+        projection: R [D, M], random and fixed; see :func:`tileattn.feature_maps.relu_random`.
+        bandwidth: b > 0, a number or a learned scalar.
+        backend: as in :func:`tileattn.linear_attention`.
+
+    Returns:
+        [B, T, H, Dv] of q's dtype, differentiable in all tensors.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as ``linear_attention``.
+
+    Source: Dentamaro, WERSA (2025).
+    """
+
+    def features(x: Tensor) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        return relu_random(haar_filter(x.to(exact), gains), projection.to(exact), bandwidth)
+
+    return linear_attention(
+        q, k, v, feature_map=features, normalize=True, causal=False, backend=backend
+    )
