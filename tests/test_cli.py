@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import tileattn
 from tileattn.cli import app, verify
+from tileattn.cli.grid_workloads import GridWorkload
+from tileattn.cli.presets import PRESETS
 
 PNG = b"\x89PNG"
 
@@ -78,6 +82,29 @@ def test_bench_writes_figures_and_a_picture(tmp_path: Path) -> None:
     assert kernels == ["tileattn", "sdpa"] * 2
     assert all(row["median_ms"] >= row["min_ms"] > 0 for row in record["results"])
     assert files[1].read_bytes().startswith(PNG)
+
+
+def test_bench_of_a_neighborhood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = GridWorkload((8, 8), (3, 4), (1, 2), heads=1, dim=8)
+    monkeypatch.setitem(PRESETS, "cpu-neighborhood", (small, replace(small, backward=True)))
+    figures = tmp_path / "figures.json"
+    result = call(
+        *("bench", "--preset", "cpu-neighborhood", "--seconds", "0", "--json", str(figures))
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(figures.read_text())["results"]
+    assert [row["kernel"] for row in rows] == ["tileattn", "dense"] * 2
+    assert all(row["flop_bound"] == pytest.approx(64 / 12) for row in rows)
+    assert all(1 <= row["tile_bound"] <= row["flop_bound"] for row in rows)
+    assert [row["ratio"] for row in rows if row["kernel"] == "dense"] == [1.0, 1.0]
+
+
+def test_bench_compares_flex_attention_on_the_same_neighborhood() -> None:
+    """The mask that FlexAttention gets hides what our kernel hides."""
+    functions = GridWorkload((6, 9), (3, 4), (2, 3), heads=2, dim=16).functions("cpu", flex=True)
+    ours, flex = (functions[name]() for name in ("tileattn", "flex"))
+    assert isinstance(ours, torch.Tensor) and isinstance(flex, torch.Tensor)
+    torch.testing.assert_close(flex.transpose(1, 2), ours.flatten(1, 2), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
