@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tileattn import attention, neighborhood_attention, planner
+from tileattn.cli import grids
 from tileattn.cli.workloads import DTYPES, Function, call, calls_that_work, leaf
 
 PLANNED_TILE = 64  # queries and keys of the tiles that the tile-wise bound is told for
@@ -30,11 +31,11 @@ class GridWorkload:
 
     @property
     def name(self) -> str:
-        stride = f" stride {_shape(self.stride)}" if self.stride else ""
+        stride = f" stride {grids.shape(self.stride)}" if self.stride else ""
         passes = "fwd+bwd" if self.backward else "fwd"
         return (
-            f"{self.dtype} H{self.heads} D{self.dim} {_shape(self.grid)} "
-            f"window {_shape(self.window)}{stride} {passes}"
+            f"{self.dtype} H{self.heads} D{self.dim} {grids.shape(self.grid)} "
+            f"window {grids.shape(self.window)}{stride} {passes}"
         )
 
     @property
@@ -91,7 +92,3 @@ class GridWorkload:
         blocks = create_block_mask(visible, None, None, tokens, tokens, device=device)
         compiled = torch.compile(flex_attention, dynamic=False)
         return lambda q, k, v: compiled(q, k, v, block_mask=blocks)
-
-
-def _shape(sizes: tuple[int, ...]) -> str:
-    return "x".join(map(str, sizes))
