@@ -6,13 +6,17 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import tileattn
 from tileattn.cli import app, verify
+from tileattn.cli.grid_workloads import GridWorkload
+from tileattn.cli.presets import PRESETS
 
 PNG = b"\x89PNG"
 
@@ -79,6 +83,29 @@ def test_bench_writes_figures_and_a_picture(tmp_path: Path) -> None:
     assert files[1].read_bytes().startswith(PNG)
 
 
+def test_bench_of_a_neighborhood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = GridWorkload((8, 8), (3, 4), (1, 2), heads=1, dim=8)
+    monkeypatch.setitem(PRESETS, "cpu-neighborhood", (small, replace(small, backward=True)))
+    figures = tmp_path / "figures.json"
+    result = call(
+        *("bench", "--preset", "cpu-neighborhood", "--seconds", "0", "--json", str(figures))
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(figures.read_text())["results"]
+    assert [row["kernel"] for row in rows] == ["tileattn", "dense"] * 2
+    assert all(row["flop_bound"] == pytest.approx(64 / 12) for row in rows)
+    assert all(1 <= row["tile_bound"] <= row["flop_bound"] for row in rows)
+    assert [row["ratio"] for row in rows if row["kernel"] == "dense"] == [1.0, 1.0]
+
+
+def test_bench_compares_flex_attention_on_the_same_neighborhood() -> None:
+    """The mask that FlexAttention gets hides what our kernel hides."""
+    functions = GridWorkload((6, 9), (3, 4), (2, 3), heads=2, dim=16).functions("cpu", flex=True)
+    ours, flex = (functions[name]() for name in ("tileattn", "flex"))
+    assert isinstance(ours, torch.Tensor) and isinstance(flex, torch.Tensor)
+    torch.testing.assert_close(flex.transpose(1, 2), ours.flatten(1, 2), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -100,6 +127,41 @@ def test_show_draws_the_tiles(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "6 full, 4 partial, 6 empty" in result.output
     assert picture.read_bytes().startswith(PNG)
+
+
+def test_show_draws_what_queries_see(tmp_path: Path) -> None:
+    picture = tmp_path / "seen.png"
+    options = ("--window", "4x5", "--stride", "2", "--causal", "1x0", "-o", str(picture))
+    result = call("show", "neighborhood", "--grid", "9x12", *options, "--query", "8x3")
+    assert result.exit_code == 0, result.output
+    assert "each query sees 5 to 20 keys" in result.output
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_show_draws_a_row_of_tokens(tmp_path: Path) -> None:
+    picture = tmp_path / "seen.png"
+    result = call(
+        *("show", "neighborhood", "--grid", "16", "--window", "3", "--dilation", "2"),
+        *("-o", str(picture)),
+    )
+    assert result.exit_code == 0, result.output
+    assert "each query sees 3 to 3 keys" in result.output
+    assert picture.read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--grid", "4x4x4"), "one or two axes"),
+        (("--grid", "4,4"), "x between them"),
+        (("--grid", "12", "--window", "13"), "at most the length of the axis"),
+        (("--grid", "8x8", "--query", "8x0"), "a place on the grid, 8x8"),
+    ],
+)
+def test_show_refuses(options: tuple[str, ...], message: str) -> None:
+    result = call("show", "neighborhood", *options)
+    assert result.exit_code == 2
+    assert message in result.output
 
 
 def test_module_and_script_are_the_same_command() -> None:
@@ -160,3 +222,46 @@ def test_demo_embeddings_agree() -> None:
     result = call("demo", "embed", "--texts", "12", "--batch-size", "4", "--seconds", "0")
     assert result.exit_code == 0, result.output
     assert "cosine" in result.output
+
+
+SMALL_PHOTO = ("demo", "neighborhood", "--size", "64", "--window", "7", "--seconds", "0")
+
+
+def test_demo_on_a_photograph(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    picture = tmp_path / "attention.png"
+    result = call(*SMALL_PHOTO, "--photo", "coffee", "--query", "0x15", "-o", str(picture))
+    assert result.exit_code == 0, result.output
+    assert "grid of 11x16" in result.output and "FAILED" not in result.output
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_demo_tells_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    right = tileattn.neighborhood_attention
+
+    def wrong(
+        q: object, k: object, *args: object, backend: str | None, **options: object
+    ) -> object:
+        k = k if backend == "reference" else k * 1.01  # type: ignore[operator]
+        return right(q, k, *args, backend=backend, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(tileattn, "neighborhood_attention", wrong)
+    result = call(*SMALL_PHOTO, "-o", str(tmp_path / "attention.png"))
+    assert result.exit_code == 1
+    assert "FAILED" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--photo", "cat"), "allowed: chelsea"),
+        (("--window", "40"), "must fit the grid of patches, 11x16"),
+        (("--query", "11x0"), "a place among 11x16 patches"),
+    ],
+)
+def test_demo_refuses(options: tuple[str, ...], message: str) -> None:
+    pytest.importorskip("skimage")
+    result = call(*SMALL_PHOTO, *options)
+    assert result.exit_code == 2
+    assert message in result.output

@@ -1,4 +1,5 @@
-"""The example pattern in docs/add_a_variant.md keeps the promises that it is said to keep."""
+"""The documentation: its example pattern keeps its promises, its links lead somewhere, and its
+pictures are those that its commands draw."""
 
 from __future__ import annotations
 
@@ -6,7 +7,18 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from tileattn.cli import app
+
 ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests/ptxsim/README.md"]
+DRAWN = re.findall(
+    r"^    tileattn (show .*-o) (docs/images/\S+)$",
+    (ROOT / "docs/neighborhood.md").read_text(),
+    re.M,
+)
 
 # Stands in for the field that the guide tells the reader to add.
 PROGRAM = """
@@ -73,3 +85,31 @@ def test_files_named_in_the_guide_exist() -> None:
     paths = re.findall(r"`((?:python|cpp|cuda|bindings|tests|benchmarks)/[\w./]*)`", guide)
     assert len(paths) > 10
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    files = [link for link in links if "://" not in link]
+    assert [file for file in files if not (page.parent / file).exists()] == []
+
+
+def test_pictures_are_small_and_shown() -> None:
+    guide = (ROOT / "docs/neighborhood.md").read_text()
+    pictures = list(ROOT.glob("docs/images/*.png"))
+    assert len(pictures) == len(DRAWN) + 1  # and the demo's
+    for picture in pictures:
+        assert f"(images/{picture.name})" in guide
+        assert picture.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize(("command", "picture"), DRAWN, ids=lambda text: text.split("/")[-1])
+def test_commands_draw_the_pictures(command: str, picture: str, tmp_path: Path) -> None:
+    """Cell by cell; letters may differ from one matplotlib to another."""
+    image = pytest.importorskip("matplotlib.image")
+    drawn = tmp_path / "drawn.png"
+    result = CliRunner().invoke(app, [*command.split(), str(drawn)], prog_name="tileattn")
+    assert result.exit_code == 0, result.output
+    found, kept = image.imread(drawn), image.imread(ROOT / picture)
+    assert found.shape == kept.shape
+    assert (abs(found - kept) > 0.1).any(-1).mean() < 0.01

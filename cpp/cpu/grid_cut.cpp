@@ -67,6 +67,15 @@ class CostModel {
     return total;
   }
 
+  /// Query tiles and key tiles that meet, if a key tile has so many panels along each axis.
+  double pairs(const GridCut& cut, const BoxSize& panels) {
+    double met = 1;
+    for (int a = 0; a < kRank; ++a)
+      met *= visits_along(a, cut.query_box[a], panels[a] * cut.panel_box[a], {0, cut.query_box[a]})
+                 .panels;
+    return met;
+  }
+
  private:
   /// Of the part `rows` of every query tile.
   Visits visits(const BoxSize& queries, const BoxSize& panel, const Box<kRank>& rows) {
@@ -80,9 +89,9 @@ class CostModel {
   }
 
   Visits visits_along(int a, int query_box, int panel, Range rows) {
-    static_assert(kTile.queries < 128 && kPanel < 128);
+    static_assert(kTile.queries < 128 && kTile.keys < 512);
     auto [known, is_new] = known_.try_emplace(
-        (((a * 128 + query_box) * 128 + panel) * 128 + rows.begin) * 128 + rows.end);
+        (((std::int64_t{a} * 128 + query_box) * 512 + panel) * 128 + rows.begin) * 128 + rows.end);
     if (!is_new) return known->second;
     constexpr int kSample = 256;  // tiles of a long axis
     const NeighborhoodAxis& axis = pattern_.axis[a];
@@ -100,7 +109,7 @@ class CostModel {
   }
 
   Neighborhood<kRank> pattern_;
-  std::unordered_map<int, Visits> known_;
+  std::unordered_map<std::int64_t, Visits> known_;
 };
 
 /// Boxes of at most `most` tokens, and of not much fewer where the grid has as many.
@@ -125,6 +134,22 @@ std::vector<BoxSize> boxes(const CostModel& model, int most, std::vector<int> si
   return found;
 }
 
+/// Joins panels to key tiles that meet as few query tiles as possible: the backward loads a query
+/// tile for each.
+void join_panels(CostModel& model, GridCut& cut) {
+  double fewest = -1;
+  for (int x = 1; x <= kPanelsPerTile; ++x)
+    for (int y = 1; x * y <= kPanelsPerTile; ++y)
+      for (int z = 1; x * y * z <= kPanelsPerTile; ++z) {
+        const double met = model.pairs(cut, {x, y, z});
+        if (fewest >= 0 && met >= fewest) continue;
+        fewest = met;
+        cut.panels_per_tile[0] = x;
+        cut.panels_per_tile[1] = y;
+        cut.panels_per_tile[2] = z;
+      }
+}
+
 GridCut cheapest_cut(const NeighborhoodSpec& spec) {
   CostModel model(spec);
   const auto panels = boxes(model, kPanel, {1, 2, 4, 8, 16, 32, 64});
@@ -140,12 +165,7 @@ GridCut cheapest_cut(const NeighborhoodSpec& spec) {
       std::copy(panel.begin(), panel.end(), best.panel_box);
     }
   }
-  int room = kPanelsPerTile;
-  for (int a = kRank - 1; a >= 0; --a) {
-    const int along = ceil_div(model.axis(a).length, best.panel_box[a]);
-    best.panels_per_tile[a] = ceil_div(along, ceil_div(along, room));  // of about equal length
-    room /= best.panels_per_tile[a];
-  }
+  join_panels(model, best);
   return best;
 }
 

@@ -102,14 +102,9 @@ auto rows_of(const BasicTensorRef<Void>& x, DType dtype, int batch, int head, in
 /// Tokens of one head in a box of a grid.
 template <class Byte>
 struct RowsOfBox {
-  Byte* data;            // of the token at 0, 0, 0
-  std::int64_t step[3];  // in bytes
-  Box<3> box;
+  Byte* token[kTile.queries];  // of each row; as many as fit into a tile
   DType dtype;
-  Byte* row(int r) const {
-    const Coordinates<3> token = box[r];
-    return data + token.at[0] * step[0] + token.at[1] * step[1] + token.at[2] * step[2];
-  }
+  Byte* row(int r) const { return token[r]; }
 };
 
 inline void fill(float* to, std::int64_t count, float value) {

@@ -34,7 +34,8 @@ class TilesOfGrid {
     int tile;
     Box<3> box;
     int rows;
-    Box<3> keys[kTile.queries];          // of each row
+    std::int64_t token[kTile.queries];  // of each row, among those of a batch entry
+    Box<3> keys[kTile.queries];
     Box<3> keys_of_any[kGroupsPerTile];  // of a group: what some row sees, or a little more
     Box<3> keys_of_all[kGroupsPerTile];  // and what every row sees
     int size() const { return rows; }
@@ -49,22 +50,20 @@ class TilesOfGrid {
     for (int a = 0; a < 3; ++a)
       for (int i = 0; i < made.box.axis[a].size(); ++i)
         windows[a][i] = pattern_.axis[a].keys_of(made.box.axis[a].begin + i);
-    int row = 0;
-    for (int x = 0; x < made.box.axis[0].size(); ++x)
-      for (int y = 0; y < made.box.axis[1].size(); ++y)
-        for (int z = 0; z < made.box.axis[2].size(); ++z, ++row) {
-          const Box<3> keys = {{windows[0][x], windows[1][y], windows[2][z]}};
-          made.keys[row] = keys;
-          Box<3>&any = made.keys_of_any[row / kGroup], &all = made.keys_of_all[row / kGroup];
-          for (int a = 0; a < 3; ++a) {
-            bool first = row % kGroup == 0;
-            any.axis[a] = first ? keys.axis[a] : joined(any.axis[a], keys.axis[a]);
-            all.axis[a] = first ? keys.axis[a] : common(all.axis[a], keys.axis[a]);
-          }
-        }
+    for_each_token(made.box, [&](int row, const Coordinates<3>& at) {
+      made.token[row] = numbers_(at);
+      Box<3>& keys = made.keys[row];
+      Box<3>&any = made.keys_of_any[row / kGroup], &all = made.keys_of_all[row / kGroup];
+      for (int a = 0; a < 3; ++a) {
+        keys.axis[a] = windows[a][at.at[a] - made.box.axis[a].begin];
+        bool first = row % kGroup == 0;
+        any.axis[a] = first ? keys.axis[a] : joined(any.axis[a], keys.axis[a]);
+        all.axis[a] = first ? keys.axis[a] : common(all.axis[a], keys.axis[a]);
+      }
+    });
     return made;
   }
-  std::int64_t token(const Queries& queries, int r) const { return numbers_(queries.box[r]); }
+  std::int64_t token(const Queries& queries, int r) const { return queries.token[r]; }
   std::int64_t dq_row(const Queries& queries) const {
     return seq_.dq_row + std::int64_t{queries.tile} * query_grid_.rows();
   }
@@ -192,11 +191,14 @@ class TilesOfGrid {
   template <class Void>
   auto rows_at(const Box<3>& box, const BasicTensorRef<Void>& x, int head,
                const TokenMap<3>& map) const {
-    std::int64_t size = bytes_of(problem_.dtype);
-    std::int64_t first = seq_.batch * x.batch_stride + head * x.head_stride + map.first;
-    auto* data = bytes(x.data) + first * size;
-    return RowsOfBox<std::remove_pointer_t<decltype(data)>>{
-        data, {map.step[0] * size, map.step[1] * size, map.step[2] * size}, box, problem_.dtype};
+    const std::int64_t size = bytes_of(problem_.dtype);
+    auto* data = bytes(x.data) + (seq_.batch * x.batch_stride + head * x.head_stride) * size;
+    RowsOfBox<std::remove_pointer_t<decltype(data)>> rows;
+    rows.dtype = problem_.dtype;
+    for_each_token(box, [&](int row, const Coordinates<3>& token) {
+      rows.token[row] = data + map(token) * size;
+    });
+    return rows;
   }
 
   const AttentionProblem& problem_;

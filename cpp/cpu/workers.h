@@ -1,10 +1,15 @@
 // Aligned buffers, and tasks that share scratch memory among threads.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -12,16 +17,23 @@
 
 namespace tileattn::cpu {
 
-constexpr std::size_t kAlignment = 64;
-
 struct FreeAligned {
-  void operator()(float* data) const { ::operator delete[](data, std::align_val_t{kAlignment}); }
+  void operator()(float* data) const { std::free(data); }
 };
 using Buffer = std::unique_ptr<float[], FreeAligned>;
 
+/// Large buffers ask for large pages: they are new for each call, and a page fault takes longer
+/// than filling a small page does.
 inline Buffer allocate(std::int64_t floats) {
-  std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
-  return Buffer(static_cast<float*>(::operator new[](bytes, std::align_val_t{kAlignment})));
+  constexpr std::size_t kLine = 64, kLargePage = std::size_t{2} << 20;
+  const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
+  const std::size_t unit = bytes < 8 * kLargePage ? kLine : kLargePage;
+  void* data = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
+  if (!data) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+  if (unit == kLargePage) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return Buffer(static_cast<float*>(data));
 }
 
 /// Calls work(i, scratch) for each i in [0, count). Threads take tasks as they come free.

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from tileattn.cli import bench, demo, info, plan, show, verify
+from tileattn.cli import bench, demo, info, plan, show, show_neighborhood, verify
+
+show_app = typer.Typer(invoke_without_command=True)
+show_app.callback()(show.show)
+show_app.command()(show_neighborhood.neighborhood)
 
 app = typer.Typer(
     help="Fused tiled attention kernels: what runs here, is it right, how fast is it.",
@@ -16,7 +20,7 @@ app = typer.Typer(
 app.command()(info.info)
 app.command()(verify.verify)
 app.command()(bench.bench)
-app.command()(show.show)
+app.add_typer(show_app, name="show")
 app.command()(plan.plan)
 app.add_typer(demo.app, name="demo")
 

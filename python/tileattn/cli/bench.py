@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from tileattn.cli import console, machine, timing
+from tileattn.cli.presets import PRESETS
 from tileattn.cli.show import import_pyplot
-from tileattn.cli.workloads import DTYPES, PRESETS, Workload, matmul
+from tileattn.cli.workloads import DTYPES, Problem, Workload, matmul
 
 
 def bench(
@@ -40,6 +41,9 @@ def bench(
     at a large matrix product of the same dtype, which takes its turns, too. Ratio: the median time
     of torch's fastest SDPA by that of the row's kernel.
 
+    Neighborhoods: ratio is the time of our own attention over all tokens by that of the row's
+    kernel. Bounds: what it is if only visible pairs cost time, and if all of the best tiles do.
+
     Examples:
 
         tileattn bench --preset cpu-dense --json benchmarks/results/my-cpu/dense.json
@@ -47,6 +51,8 @@ def bench(
         tileattn bench -n 1024 -n 4096 --causal --backward --plot out.png
 
         tileattn bench -n 8192 --window 256 0 --flex
+
+        tileattn bench --preset cpu-neighborhood --flex --plot neighborhood.png
     """
     console.check_device(device)
     if threads is not None:
@@ -54,19 +60,19 @@ def bench(
     if preset is not None:
         if preset not in PRESETS:
             console.fail(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}", 2)
-        workloads = PRESETS[preset]
+        problems = PRESETS[preset]
     else:
         if dtype not in DTYPES:
             console.fail(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}", 2)
         shape = (batch, heads, heads_kv or heads, dim, dtype, causal, window, backward)
-        workloads = tuple(Workload(n, *shape) for n in length or [1024, 4096])
+        problems = tuple(Workload(n, *shape) for n in length or [1024, 4096])
     if heads_kv is not None and heads % heads_kv != 0:
         console.fail(f"heads-kv is {heads_kv}; it must divide heads, {heads}", 2)
-    if any(workload.length < 1 for workload in workloads) or (window and min(window) < 0):
+    if any(n < 1 for n in length or []) or (window and min(window) < 0):
         console.fail("lengths must be at least 1 and windows at least 0", 2)
     if plot is not None:
         import_pyplot()  # a missing matplotlib is told before minutes of measuring
-    rows = _measure(workloads, device, flex, seconds)
+    rows = _measure(problems, device, flex, seconds)
     cores = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     where = f"{machine.device_name(device)}{cores}, torch {torch.__version__}"
     console.show(f"Attention on {where}", _table(rows))
@@ -77,33 +83,34 @@ def bench(
 
 
 def _measure(
-    workloads: tuple[Workload, ...], device: str, flex: bool, seconds: float
+    problems: tuple[Problem, ...], device: str, flex: bool, seconds: float
 ) -> list[dict[str, Any]]:
     """One row per workload and competitor."""
     rows = []
-    with console.progress(len(workloads), "bench") as tell:
+    with console.progress(len(problems), "bench") as tell:
 
         def after(finished: int) -> Callable[[float], None]:
             return lambda done: tell(finished + done)
 
-        for n, workload in enumerate(workloads):
-            functions = workload.functions(device, flex)
-            functions["matmul"], matmul_flops = matmul(workload.dtype, device)
+        for n, problem in enumerate(problems):
+            functions = problem.functions(device, flex)
+            functions["matmul"], matmul_flops = matmul(problem.dtype, device)
             found = timing.interleave(functions, device, seconds, after(n))
-            torch_s = (t.median for name, t in found.items() if name.startswith("sdpa"))
-            sdpa = min(torch_s, default=float("nan"))
+            peers = (t.median for name, t in found.items() if name.startswith(problem.baseline))
+            baseline = min(peers, default=float("nan"))
             ceiling = matmul_flops / found.pop("matmul").median
             for competitor, measured in found.items():
-                speed = workload.flops / measured.median
+                speed = problem.flops / measured.median
                 rows.append(
                     {
-                        "workload": workload.name,
+                        "workload": problem.name,
                         "kernel": competitor,
                         "median_ms": measured.median * 1e3,
                         "min_ms": measured.minimum * 1e3,
                         "gflops": speed / 1e9,
                         "to_matmul": speed / ceiling,
-                        "ratio": sdpa / measured.median,
+                        "ratio": baseline / measured.median,
+                        **problem.bounds,
                         "rounds": measured.rounds,
                     }
                 )
@@ -111,7 +118,7 @@ def _measure(
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    numeric = ("median ms", "min ms", "GFLOP/s", "to matmul", "ratio", "rounds")
+    numeric = ("median ms", "min ms", "GFLOP/s", "to matmul", "ratio", "bounds", "rounds")
     made = console.table(*("workload", "kernel", *numeric), right=numeric)
     previous = ""
     for row in rows:
@@ -123,6 +130,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['gflops']:.1f}",
             f"{row['to_matmul']:.0%}",
             f"{row['ratio']:.2f}",
+            ", ".join(f"{row[name]:.1f}" for name in row if name.endswith("_bound")),
             str(row["rounds"]),
         )
         previous = row["workload"]

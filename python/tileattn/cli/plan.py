@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from tileattn import planner
-from tileattn.cli import console
+from tileattn.cli import console, grids
 from tileattn.cli.show import FULL, PARTIAL, import_pyplot
-
-AXES = "tokens per axis, e.g. 30x48x80"
 
 
 def plan(
-    grid: Annotated[str, typer.Option(help=AXES)],
-    window: Annotated[str, typer.Option(help="keys per axis, e.g. 18x24x24")],
-    stride: Annotated[str, typer.Option(help="queries that share a window, per axis")] = "1",
-    dilation: Annotated[str, typer.Option(help="gaps between keys, per axis")] = "1",
-    causal: Annotated[str, typer.Option(help="1 for a causal axis, e.g. 1x0x0")] = "0",
+    grid: grids.Grid,
+    window: grids.Window,
+    stride: grids.Stride = "1",
+    dilation: grids.Dilation = "1",
+    causal: grids.Causal = "0",
     tile: Annotated[tuple[int, int], typer.Option(help="queries and keys of a tile")] = (64, 64),
     top: Annotated[int, typer.Option(min=1, help="shapes to list")] = 10,
     plot: Annotated[Path | None, typer.Option(help="write a picture (PNG)")] = None,
@@ -36,12 +33,12 @@ def plan(
     """
     if plot is not None:
         import_pyplot()  # a missing matplotlib is told first
-    lengths = _numbers("grid", grid)
+    lengths = grids.numbers("grid", grid)
     options = {
-        name: _for_axes(_numbers(name, text), len(lengths))
+        name: grids.per_axis(name, text, len(lengths))
         for name, text in (("window", window), ("stride", stride), ("dilation", dilation))
     }
-    flags = _for_axes([bool(n) for n in _numbers("causal", causal)], len(lengths))
+    flags = grids.flags("causal", causal, len(lengths))
     try:
         bound = planner.flop_bound(lengths, **options, causal=flags)
         queries, keys = tile
@@ -60,21 +57,6 @@ def plan(
         console.out.print(f"wrote {plot}", markup=False)
 
 
-def _numbers(name: str, text: str) -> list[int]:
-    if not re.fullmatch(r"\d+(x\d+)*", text):
-        console.fail(f"{name} is {text!r}; it must be numbers with x between them, e.g. 8x8", 2)
-    return [int(part) for part in text.split("x")]
-
-
-def _for_axes(values: list[Any], rank: int) -> list[Any]:
-    """One number stands for all axes."""
-    return values * rank if len(values) == 1 else values
-
-
-def _shape(tile: tuple[int, ...]) -> str:
-    return "x".join(map(str, tile))
-
-
 def _table(plans: list[planner.TilePlan], shapes: int, tile: tuple[int, int]) -> Table:
     numeric = ("visited tiles", "of all", "bound", "partial")
     made = console.table(
@@ -84,8 +66,8 @@ def _table(plans: list[planner.TilePlan], shapes: int, tile: tuple[int, int]) ->
     )
     for row in plans:
         made.add_row(
-            _shape(row.query_tile),
-            _shape(row.key_tile),
+            grids.shape(row.query_tile),
+            grids.shape(row.key_tile),
             str(row.visited),
             str(row.all_tiles),
             f"{row.bound:.2f}x",
@@ -97,7 +79,7 @@ def _table(plans: list[planner.TilePlan], shapes: int, tile: tuple[int, int]) ->
 def _draw(plans: list[planner.TilePlan], bound: float, title: str, output: Path) -> None:
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 1.6 + 0.35 * len(plans)), layout="constrained")
-    names = [f"{_shape(p.query_tile)} / {_shape(p.key_tile)}" for p in plans]
+    names = [f"{grids.shape(p.query_tile)} / {grids.shape(p.key_tile)}" for p in plans]
     # A bar is the tile-wise bound; its light part stands for the tiles that need a mask.
     axes.barh(names, [p.bound for p in plans], color=PARTIAL, label="partial tiles")
     axes.barh(names, [p.bound * (1 - p.partial_share) for p in plans], color=FULL, label="full")

@@ -1,4 +1,5 @@
-"""``tileattn show``: a picture of what the kernels do with each tile of a pattern."""
+"""``tileattn show``: a picture of what the kernels do with each tile of a pattern, and of what a
+query of a neighborhood sees."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ EMPTY, PARTIAL, FULL = "#f2f2f2", "#f0a830", "#2a6f97"
 
 
 def show(
+    context: typer.Context,
     length: Annotated[int, typer.Option("--len", "-n", help="tokens of queries and keys")] = 1024,
     len_q: Annotated[int | None, typer.Option(help="queries, if not as many as keys")] = None,
     tile: Annotated[tuple[int, int], typer.Option(help="queries and keys of a tile")] = (64, 64),
@@ -32,7 +34,11 @@ def show(
         tileattn show --causal
 
         tileattn show -n 4096 --window 256 0 --sink-tokens 64 -o window.png
+
+        tileattn show neighborhood --grid 12x12 --window 5
     """
+    if context.invoked_subcommand is not None:
+        return
     native = machine.native()
     if native is None:
         console.fail("pictures come from the C++ patterns, and tileattn._native is not built")

@@ -1,10 +1,10 @@
-"""What ``tileattn bench`` measures: problems, the functions that compete, presets."""
+"""What ``tileattn bench`` measures: problems and the functions that compete."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,28 @@ SDPA_BACKENDS = {
 Function = Callable[[], object]
 
 
+class Problem(Protocol):
+    """A problem that competitors solve. Ratios compare with the fastest whose name begins with
+    ``baseline``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def baseline(self) -> str: ...
+    @property
+    def flops(self) -> float:
+        """Useful FLOPs: two products forward and five backward, visible pairs only."""
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Bounds of the ratio by name; the first is that of the visible pairs."""
+
+    def functions(self, device: str, flex: bool) -> dict[str, Function]:
+        """The competitors by name, each on the layout it likes best; ours is the first."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """Self-attention on standard normal inputs."""
@@ -35,6 +57,7 @@ class Workload:
     causal: bool = False
     window: tuple[int, int] | None = None
     backward: bool = False
+    baseline: str = field(default="sdpa", init=False)
 
     @property
     def name(self) -> str:
@@ -60,13 +83,15 @@ class Workload:
         return int((last - (position - left).clamp(min=0) + 1).sum())
 
     @property
-    def flops(self) -> int:
-        """Useful FLOPs: two products forward and five backward, visible pairs only."""
+    def flops(self) -> float:
         products = 7 if self.backward else 2
         return 2 * products * self.batch * self.heads * self.dim * self.visible_pairs
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        return {}
+
     def functions(self, device: str, flex: bool) -> dict[str, Function]:
-        """The competitors by name, each on the layout it likes best; ours is the first."""
         generator = torch.Generator().manual_seed(0)
 
         def normal(heads: int) -> Tensor:
@@ -74,32 +99,14 @@ class Workload:
             return drawn.to(device, DTYPES[self.dtype]).requires_grad_(self.backward)
 
         ours = [normal(heads) for heads in (self.heads, self.heads_kv, self.heads_kv)]
-        heads_first = [
-            t.detach().transpose(1, 2).contiguous().requires_grad_(self.backward) for t in ours
-        ]
-        found = {"tileattn": self._with_backward(self._tileattn(), ours)}
+        heads_first = [leaf(t.transpose(1, 2), self.backward) for t in ours]
         peers = self._sdpa(device)
         if flex:
             peers["flex"] = self._flex(device)
-        for name, forward in peers.items():
-            try:
-                function = self._with_backward(forward, heads_first)
-                function()
-            except RuntimeError:  # torch has no kernel of this kind for the problem
-                continue
-            found[name] = function
-        return found
-
-    def _with_backward(self, forward: Callable[..., Tensor], inputs: list[Tensor]) -> Function:
-        if not self.backward:
-
-            def run() -> object:
-                with torch.no_grad():
-                    return forward(*inputs)
-
-            return run
-        gradient = torch.ones_like(forward(*inputs))
-        return lambda: torch.autograd.grad(forward(*inputs), inputs, gradient)
+        return {
+            "tileattn": call(self._tileattn(), ours, self.backward),
+            **calls_that_work(peers, heads_first, self.backward),
+        }
 
     def _tileattn(self) -> Callable[..., Tensor]:
         return lambda q, k, v: attention(q, k, v, causal=self.causal, window=self.window)
@@ -142,38 +149,41 @@ class Workload:
         return lambda q, k, v: compiled(q, k, v, block_mask=blocks, enable_gqa=gqa)
 
 
+def leaf(tensor: Tensor, backward: bool) -> Tensor:
+    """A contiguous input with the values of ``tensor``."""
+    return tensor.detach().contiguous().requires_grad_(backward)
+
+
+def call(forward: Callable[..., Tensor], inputs: list[Tensor], backward: bool) -> Function:
+    """The forward on these inputs, or forward and backward."""
+    if not backward:
+
+        def run() -> object:
+            with torch.no_grad():
+                return forward(*inputs)
+
+        return run
+    gradient = torch.ones_like(forward(*inputs))
+    return lambda: torch.autograd.grad(forward(*inputs), inputs, gradient)
+
+
+def calls_that_work(
+    forwards: dict[str, Callable[..., Tensor]], inputs: list[Tensor], backward: bool
+) -> dict[str, Function]:
+    """:func:`call` for those that torch has kernels for."""
+    found = {}
+    for name, forward in forwards.items():
+        try:
+            function = call(forward, inputs, backward)
+            function()
+        except RuntimeError:  # torch has no kernel of this kind for the problem
+            continue
+        found[name] = function
+    return found
+
+
 def matmul(dtype: str, device: str) -> tuple[Function, int]:
     """A large square product in torch, the practical ceiling of dense kernels, and its FLOPs."""
     size = 1536 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     return lambda: a @ b, 2 * size**3
-
-
-PRESETS: dict[str, tuple[Workload, ...]] = {
-    "cpu-dense": (
-        Workload(1024),
-        Workload(4096),
-        Workload(1024, backward=True),
-        Workload(4096, backward=True),
-        Workload(4096, causal=True),
-        Workload(4096, causal=True, backward=True),
-        Workload(8192),
-        Workload(8192, window=(256, 0)),
-        Workload(1024, dtype="bf16"),
-        Workload(4096, dtype="bf16"),
-        Workload(4096, dtype="bf16", backward=True),
-    ),
-    "cpu-quick": (Workload(512), Workload(512, backward=True), Workload(1024, causal=True)),
-    "cuda-dense": tuple(
-        Workload(length, 16384 // length, 64, 8, dim, "bf16", causal, None, backward)
-        for dim in (64, 128, 256)
-        for length in (2048, 4096, 8192, 16384)
-        for causal in (False, True)
-        for backward in (False, True)
-    ),
-    "cuda-flex": tuple(
-        Workload(4096, 4, 64, 8, 128, "bf16", causal, window, backward)
-        for causal, window in ((False, None), (True, None), (True, (256, 0)))
-        for backward in (False, True)
-    ),
-}

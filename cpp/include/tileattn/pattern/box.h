@@ -51,6 +51,18 @@ struct Box {
   }
 };
 
+/// Calls visit(row, token) for the tokens of the box in order; unlike box[row], without division.
+template <int Rank, class Visit>
+void for_each_token(const Box<Rank>& box, Visit visit) {
+  Coordinates<Rank> token;
+  for (int a = 0; a < Rank; ++a) token.at[a] = box.axis[a].begin;
+  for (int row = 0, size = box.size(); row < size; ++row) {
+    visit(row, token);
+    for (int a = Rank - 1; a >= 0 && ++token.at[a] == box.axis[a].end; --a)
+      token.at[a] = box.axis[a].begin;
+  }
+}
+
 /// The tiles to visit: a box of them, in order.
 template <int Rank>
 struct BoxWalk {

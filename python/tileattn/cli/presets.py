@@ -1,0 +1,59 @@
+"""Lists of problems for ``tileattn bench --preset``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tileattn.cli.grid_workloads import GridWorkload
+from tileattn.cli.workloads import Problem, Workload
+
+_WINDOWS = (
+    GridWorkload((64, 64), (13, 13)),
+    GridWorkload((16, 32, 32), (5, 7, 7)),
+    GridWorkload((16384,), (256,)),
+)
+_STEPS = (GridWorkload((64, 64), (16, 16), (8, 8)),)
+#: Perfectly block-sparse: every tile is visited as a whole or not at all.
+_BLOCKS = (
+    GridWorkload((64, 64), (16, 16), (16, 16)),
+    GridWorkload((64, 64), (32, 32), (32, 32)),
+    GridWorkload((16, 32, 32), (8, 16, 16), (8, 16, 16)),
+    GridWorkload((16384,), (1024,), (1024,)),
+)
+#: The same window on grids of four times as many tokens each.
+_GROWTH = tuple(GridWorkload((n, n), (13, 13)) for n in (32, 128))
+_NEIGHBORHOODS = tuple(
+    replace(workload, backward=backward)
+    for workload in _WINDOWS + _STEPS + _BLOCKS + _GROWTH
+    for backward in (False, True)
+)
+
+PRESETS: dict[str, tuple[Problem, ...]] = {
+    "cpu-dense": (
+        Workload(1024),
+        Workload(4096),
+        Workload(1024, backward=True),
+        Workload(4096, backward=True),
+        Workload(4096, causal=True),
+        Workload(4096, causal=True, backward=True),
+        Workload(8192),
+        Workload(8192, window=(256, 0)),
+        Workload(1024, dtype="bf16"),
+        Workload(4096, dtype="bf16"),
+        Workload(4096, dtype="bf16", backward=True),
+    ),
+    "cpu-neighborhood": _NEIGHBORHOODS,
+    "cpu-quick": (Workload(512), Workload(512, backward=True), Workload(1024, causal=True)),
+    "cuda-dense": tuple(
+        Workload(length, 16384 // length, 64, 8, dim, "bf16", causal, None, backward)
+        for dim in (64, 128, 256)
+        for length in (2048, 4096, 8192, 16384)
+        for causal in (False, True)
+        for backward in (False, True)
+    ),
+    "cuda-flex": tuple(
+        Workload(4096, 4, 64, 8, 128, "bf16", causal, window, backward)
+        for causal, window in ((False, None), (True, None), (True, (256, 0)))
+        for backward in (False, True)
+    ),
+}
