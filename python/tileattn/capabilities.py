@@ -21,7 +21,6 @@ _CUDA_FLOAT32 = "the CUDA kernels run on float16 and bfloat16 tensor cores"
 _HEAD_DIM = f"kernels are built for multiples of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
 _PACKED_BIAS = "a bias has no layout for packed sequences of different lengths"
 _SLOPES = "ALiBi slopes are constants of the model and are not differentiated"
-_NEIGHBORHOOD = "neighborhood attention has kernels for the CPU only so far"
 _SECOND = "the backward kernels are not differentiable themselves"
 
 #: feature -> {backend: why not}; a backend that is not named supports the feature.
@@ -38,7 +37,7 @@ _MISSING: dict[str, dict[str, str]] = {
     "gradient of alibi_slopes": dict.fromkeys(("cuda", "cpu", "reference"), _SLOPES),
     "cu_seqlens (packed sequences)": {},
     "gradients of q, k, v, bias, sinks, lse": {},
-    "neighborhood attention": {"cuda": _NEIGHBORHOOD},
+    "neighborhood attention": {},
     "second derivatives": {"cuda": _SECOND, "cpu": _SECOND},
 }
 FEATURES = tuple(_MISSING)
