@@ -273,6 +273,10 @@ def _attend(
         return out, lse
     capabilities.require(chosen, "neighborhood attention", "neighborhood attention")
     _require_kernel(chosen, q, v)
+    limit, dim = capabilities.CUDA_GRID_HEAD_DIM, max(q.shape[-1], v.shape[-1])
+    if dim > limit:
+        feature = f"neighborhood attention, head dims above {limit}"
+        capabilities.require(chosen, feature, f"neighborhood attention with head dim {dim}")
     _refuse_functional_transforms(q, k, v, extra_keys, extra_values)
     out, lse = _FORWARD(q, k, v, extra_keys, extra_values, *spec, factor, deterministic)
     return out, lse
