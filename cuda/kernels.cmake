@@ -3,6 +3,7 @@
 # budget (KiB), compiled only for the architectures that would choose it.
 set(TILEATTN_KERNELS full CACHE STRING "full: machine code of all kernels; dev: of those for float16")
 set(TILEATTN_DIMS 32 64 96 128 192 256)
+set(TILEATTN_DIMS_NEIGHBORHOOD 32 64 128)  # with larger heads its kernels spill registers
 set(TILEATTN_DIMS_SM90 64 128 256)  # whose budget is 227 KiB; other head dims are padded to these
 # The PTX of every kernel is there in both, for newer devices and for the PTX simulator.
 set(TILEATTN_MACHINE_CODE_full half_t bfloat16_t)
@@ -23,25 +24,33 @@ else()
   set(TILEATTN_BUILDS_SM90 OFF)
 endif()
 
+# Forward and backward of one head dim: `prefix` is that of the ops' names.
+macro(tileattn_rows_of_dim callback prefix element dim archs)
+  # The forward's tiles fit 99 KiB everywhere.
+  cmake_language(CALL ${callback} ${prefix}forward 99 ${element} ${dim} "${archs}")
+  foreach(budget IN ITEMS 99 163)
+    set(archs_of_budget "")
+    foreach(arch ${archs})
+      if(arch IN_LIST TILEATTN_ARCHS_OF_BUDGET_${budget})
+        list(APPEND archs_of_budget ${arch})
+      endif()
+    endforeach()
+    cmake_language(CALL ${callback} ${prefix}backward ${budget} ${element} ${dim} "${archs_of_budget}")
+  endforeach()
+endmacro()
+
 # tileattn_kernel_rows(callback): callback(op budget element dim archs) for each row.
 macro(tileattn_kernel_rows callback)
   foreach(element IN ITEMS half_t bfloat16_t)
-    set(archs_of_element "")
+    set(archs "")
     if(element IN_LIST TILEATTN_MACHINE_CODE_${TILEATTN_KERNELS})
-      set(archs_of_element ${TILEATTN_CUDA_ARCHS})
+      set(archs ${TILEATTN_CUDA_ARCHS})
     endif()
     foreach(dim IN LISTS TILEATTN_DIMS)
-      # The forward's tiles fit 99 KiB everywhere.
-      cmake_language(CALL ${callback} forward 99 ${element} ${dim} "${archs_of_element}")
-      foreach(budget IN ITEMS 99 163)
-        set(archs "")
-        foreach(arch IN LISTS archs_of_element)
-          if(arch IN_LIST TILEATTN_ARCHS_OF_BUDGET_${budget})
-            list(APPEND archs ${arch})
-          endif()
-        endforeach()
-        cmake_language(CALL ${callback} backward ${budget} ${element} ${dim} "${archs}")
-      endforeach()
+      tileattn_rows_of_dim(${callback} "" ${element} ${dim} "${archs}")
+    endforeach()
+    foreach(dim IN LISTS TILEATTN_DIMS_NEIGHBORHOOD)
+      tileattn_rows_of_dim(${callback} neighborhood_ ${element} ${dim} "${archs}")
     endforeach()
   endforeach()
   if(TILEATTN_BUILDS_SM90)

@@ -4,7 +4,8 @@
     make sim-report ARGS="--json FILE"  # and all counters as JSON
     make sim-report ARGS="--record"     # and bank conflicts, which a test compares with, anew
 
-The problems are small and fixed: fp16, 256 tokens, forward and backward, dense and causal.
+The problems are small and fixed: fp16, 256 tokens, forward and backward, dense and causal, and a
+neighborhood on a 16 x 16 grid.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ DIMS = (64, 96, 128, 256)
 TOKENS, HEADS = 256, 2
 FORWARD = torch.ops.tileattn.attention_forward
 BACKWARD = torch.ops.tileattn.attention_backward
+NEIGHBORHOOD_DIMS = (64, 128)
 
 # The counters of one kernel, as ptxsim_stats_json gives them; by problem, then by kernel.
 Counters = dict[str, Any]
@@ -57,6 +59,25 @@ def measure(simulator: Simulator) -> Measured:
                 measured[f"forward {where} on Hopper"] = _by_kernel(simulator)
                 BACKWARD(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
+        for dim in NEIGHBORHOOD_DIMS:
+            measured |= _measure_neighborhood(simulator, dim)
+    return measured
+
+
+def _measure_neighborhood(simulator: Simulator, dim: int) -> Measured:
+    generator = torch.Generator().manual_seed(dim)
+    shape = (1, TOKENS // 16, 16, HEADS, dim)
+    q, k, v, dout = (torch.randn(shape, generator=generator).half() for _ in range(4))
+    spec = ([7, 7], [1, 1], [1, 1], [0, 0], [0, 0], False, dim**-0.5)
+    measured: Measured = {}
+    for how, deterministic in (("", False), (" deterministic", True)):
+        tail = (None, None, *spec, deterministic)
+        out, lse = torch.ops.tileattn.neighborhood_forward(q, k, v, *tail)
+        counted = _by_kernel(simulator)
+        if not deterministic:
+            measured[f"forward neighborhood {dim}"] = counted
+        torch.ops.tileattn.neighborhood_backward(dout, None, q, k, v, out, lse, *tail)
+        measured[f"backward neighborhood {dim}{how}"] = _by_kernel(simulator)
     return measured
 
 

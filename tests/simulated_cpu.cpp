@@ -6,6 +6,7 @@
 #include <ptxsim.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -26,12 +27,13 @@ class Memory {
     for (const auto& range : ranges_) ptxsim_unregister_range(range.first);
   }
 
-  /// [batch, tokens, heads, dim], or a row of it.
+  /// [batch, tokens, heads, dim], or a row of it; tokens of a grid in `outer` rows of rows.
   template <class Ref>
   void add(const Ref& tensor, DType dtype, std::int64_t batch, std::int64_t tokens,
-           std::int64_t heads, std::int64_t dim) {
-    if (std::min({batch, tokens, heads, dim}) <= 0) return;
-    add(tensor.data, ((batch - 1) * tensor.batch_stride + (tokens - 1) * tensor.token_stride +
+           std::int64_t heads, std::int64_t dim, std::array<std::int64_t, 2> outer = {1, 1}) {
+    if (std::min({batch, outer[0], outer[1], tokens, heads, dim}) <= 0) return;
+    add(tensor.data, ((batch - 1) * tensor.batch_stride + (outer[0] - 1) * tensor.outer_stride[0] +
+                      (outer[1] - 1) * tensor.outer_stride[1] + (tokens - 1) * tensor.token_stride +
                       (heads - 1) * tensor.head_stride + dim) *
                          size_of(dtype));
   }
@@ -71,10 +73,23 @@ void add_bias(Memory& memory, const Ref& bias, const AttentionProblem& p) {
 
 std::int64_t entries(const AttentionProblem& p) { return p.cu_seqlens_q ? 1 : p.batch; }
 
+/// A tensor of `length` tokens of each entry, in a row or on the grid.
+template <class Ref>
+void add_tokens(Memory& memory, const AttentionProblem& p, const Ref& tensor, int length, int heads,
+                int dim) {
+  const auto& axis = p.neighborhood.axis;
+  if (p.neighborhood.rank == 0) memory.add(tensor, p.dtype, entries(p), length, heads, dim);
+  else
+    memory.add(tensor, p.dtype, p.batch, axis[2].length, heads, dim,
+               {axis[0].length, axis[1].length});
+}
+
 void add_shared(Memory& memory, const AttentionProblem& p) {
-  memory.add(p.q, p.dtype, entries(p), p.len_q, p.heads_q, p.dim);
-  memory.add(p.k, p.dtype, entries(p), p.len_k, p.heads_kv, p.dim);
-  memory.add(p.v, p.dtype, entries(p), p.len_k, p.heads_kv, p.dim_v);
+  add_tokens(memory, p, p.q, p.len_q, p.heads_q, p.dim);
+  add_tokens(memory, p, p.k, p.len_k, p.heads_kv, p.dim);
+  add_tokens(memory, p, p.v, p.len_k, p.heads_kv, p.dim_v);
+  memory.add(p.extra_k, p.dtype, p.batch, p.extra_keys, p.heads_kv, p.dim);
+  memory.add(p.extra_v, p.dtype, p.batch, p.extra_keys, p.heads_kv, p.dim_v);
   memory.add_array(p.cu_seqlens_q, p.batch + 1);
   memory.add_array(p.cu_seqlens_k, p.batch + 1);
   memory.add_array(p.alibi_slopes, (p.batch - 1) * p.alibi_batch_stride + p.heads_q);
@@ -84,17 +99,19 @@ void add_shared(Memory& memory, const AttentionProblem& p) {
 
 void add_all(Memory& memory, const AttentionForward& p) {
   add_shared(memory, p);
-  memory.add(p.out, p.dtype, entries(p), p.len_q, p.heads_q, p.dim_v);
+  add_tokens(memory, p, p.out, p.len_q, p.heads_q, p.dim_v);
   memory.add_array(p.lse, entries(p) * p.len_q * p.heads_q);
 }
 
 void add_all(Memory& memory, const AttentionBackward& p) {
   add_shared(memory, p);
-  memory.add(p.out, p.dtype, entries(p), p.len_q, p.heads_q, p.dim_v);
-  memory.add(p.dout, p.dtype, entries(p), p.len_q, p.heads_q, p.dim_v);
-  memory.add(p.dq, p.dtype, entries(p), p.len_q, p.heads_q, p.dim);
-  memory.add(p.dk, p.dtype, entries(p), p.len_k, p.heads_kv, p.dim);
-  memory.add(p.dv, p.dtype, entries(p), p.len_k, p.heads_kv, p.dim_v);
+  add_tokens(memory, p, p.out, p.len_q, p.heads_q, p.dim_v);
+  add_tokens(memory, p, p.dout, p.len_q, p.heads_q, p.dim_v);
+  add_tokens(memory, p, p.dq, p.len_q, p.heads_q, p.dim);
+  add_tokens(memory, p, p.dk, p.len_k, p.heads_kv, p.dim);
+  add_tokens(memory, p, p.dv, p.len_k, p.heads_kv, p.dim_v);
+  memory.add(p.dextra_k, p.dtype, p.batch, p.extra_keys, p.heads_kv, p.dim);
+  memory.add(p.dextra_v, p.dtype, p.batch, p.extra_keys, p.heads_kv, p.dim_v);
   for (const float* rows : {p.lse, p.dlse, static_cast<const float*>(p.delta)})
     memory.add_array(rows, entries(p) * p.len_q * p.heads_q);
   add_bias(memory, p.dbias, p);

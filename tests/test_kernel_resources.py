@@ -71,3 +71,4 @@ def test_no_kernel_spills() -> None:
     assert spilling(kernels) == []
     assert [k["remarks"] for k in kernels if k["remarks"]] == []
     assert any(k["arch"] == "sm_90a" for k in kernels), "a build for tests has Hopper's kernels"
+    assert any("Neighborhood" in k["kernel"] for k in kernels), "and those of grids"

@@ -23,7 +23,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
 # header without a folder is one of the same folder.
 ALLOWED_INCLUDES = {
     "cpp/include": {"tileattn"},
-    "cpp/cpu": {"tileattn", "cpu"},
+    "cpp/cpu": {"tileattn", "cpu", "planner"},
     "bindings": {"tileattn"},
 }
 

@@ -12,7 +12,7 @@ from grid_cases import GridCase, check_grid
 from test_layouts import flipped_batch_order, misaligned, poisoned_borders, strided_last_dim
 from torch import Tensor
 
-from tileattn import attention, capabilities, neighborhood_attention, reference
+from tileattn import attention, neighborhood_attention, reference
 
 SHORT, SQUARE, CUBE = (23,), (11, 14), (5, 6, 9)
 
@@ -57,30 +57,39 @@ CASES = {
     "scale": GridCase(SQUARE, options((3, 3), scale=-0.4)),
     "mha": GridCase(SQUARE, options((3, 3)), heads=3, heads_kv=3),
     "mqa": GridCase(SQUARE, options((3, 3)), heads=5, heads_kv=1),
-    "wide heads": GridCase(SQUARE, options((3, 3)), heads=1, heads_kv=1, dim=256, dim_v=8),
     "empty batch": GridCase(SQUARE, options((3, 3)), batch=0),
     "empty batch, extra keys": GridCase(SQUARE, options((3, 3)), batch=0, extra=4),
 }
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each device that has kernels for grids."""
-    where = str(request.param)
-    if where == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    if reason := capabilities.why_not(where, "neighborhood attention"):
-        assert where != "cpu", reason
-        pytest.skip(reason)
-    return where
+# Hopper runs the kernels of sm_80.
+DEVICES = pytest.mark.parametrize("device", ["cpu", "cuda", "simulated"], indirect=True)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@DEVICES
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.batch])
 def test_case(name: str, dtype: torch.dtype, device: str) -> None:
     check_grid(CASES[name], dtype, device)
 
 
-def test_all_small_problems_on_one_axis(device: str) -> None:
+def test_wide_heads(dtype: torch.dtype) -> None:
+    """On CUDA they are refused."""
+    wide = GridCase(SQUARE, options((3, 3)), heads=1, heads_kv=1, dim=256, dim_v=8)
+    check_grid(wide, dtype, "cpu")
+    meta = wide.tensors(torch.float16, "meta")
+    with pytest.raises(NotImplementedError, match="on backend 'cuda'"):
+        neighborhood_attention(**meta, **wide.options, backend="cuda")
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.batch])
+def test_empty_batch(name: str, dtype: torch.dtype, torch_device: str) -> None:
+    check_grid(CASES[name], dtype, torch_device)
+
+
+@DEVICES
+@DTYPES
+def test_all_small_problems_on_one_axis(dtype: torch.dtype, device: str) -> None:
     for length, dilation in itertools.product(range(2, 10), range(1, 4)):
         for window in range(2, length // dilation + 1):
             for stride, causal in itertools.product(range(1, window + 1), (False, True)):
@@ -93,7 +102,7 @@ def test_all_small_problems_on_one_axis(device: str) -> None:
                     dim=8,
                     dim_v=8,
                 )
-                check_grid(case, torch.float32, device)
+                check_grid(case, dtype, device)
 
 
 LAYOUTS = [poisoned_borders, misaligned, strided_last_dim, flipped_batch_order]
@@ -106,11 +115,15 @@ def axes_reversed(tensor: Tensor) -> Tensor:
     return tensor.permute(*order, -1).contiguous().permute(*inverse, -1)
 
 
+@DEVICES
+@DTYPES
 @pytest.mark.parametrize("layout", [*LAYOUTS, axes_reversed])
-def test_strides_of_inputs(layout: Callable[[Tensor], Tensor], device: str) -> None:
+def test_strides_of_inputs(
+    layout: Callable[[Tensor], Tensor], dtype: torch.dtype, device: str
+) -> None:
     spec = options((3, 2, 3), stride=(2, 1, 3), dilation=(1, 2, 1))
     case = GridCase((4, 5, 7), spec, extra=6, layout=layout)
-    check_grid(case, torch.float32, device)
+    check_grid(case, dtype, device)
 
 
 @pytest.mark.parametrize("grid", [(100,), (9, 13), (4, 5, 6)])

@@ -112,13 +112,11 @@ def test_good_input_is_good() -> None:
     neighborhood_attention(**good(**EXTRA, stride=(3, 1), dilation=(2, 3), causal=[True, False]))
 
 
-def test_cuda_is_refused_with_the_reason() -> None:
-    """Until there are kernels; the table, the text and the call agree."""
-    reason = capabilities.why_not("cuda", "neighborhood attention")
-    if not reason:
-        pytest.skip("CUDA has kernels")
+def test_float32_on_cuda_is_refused_with_the_reason() -> None:
+    """The table, the text and the call agree."""
+    reason = capabilities.why_not("cuda", "float32")
     meta = {n: t.to("meta") for n, t in good().items() if n != "window"}
-    with pytest.raises(NotImplementedError, match="neighborhood attention on backend 'cuda'"):
+    with pytest.raises(NotImplementedError, match=f"on backend 'cuda': {reason}"):
         neighborhood_attention(**meta, window=3, backend="cuda")
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tileattn import attention, halo_attention, reference, windowed_attention
+from tileattn._neighborhood_checks import Spec
+from tileattn.neighborhood import _attend
 
 BACKENDS = ["cpu", "reference"]
 
@@ -108,6 +110,30 @@ def test_windowed_where_the_window_does_not_divide(shift: tuple[int, int]) -> No
     right = torch.autograd.grad(expected.square().sum(), exact)
     for ours, theirs in zip(found, right, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def blocked(q: Tensor, k: Tensor, v: Tensor, return_lse: bool, **spec: Any) -> Any:
+    """What halo_attention and windowed_attention call, with all results."""
+    assert return_lse
+    zeros = (0,) * len(spec["window"])
+    whole = {"dilation": tuple(1 for _ in zeros), "causal": zeros, "offset": zeros, "clip": True}
+    return _attend(q, k, v, Spec(**whole | spec), None, None, None, False, None)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "simulated"], indirect=True)
+@pytest.mark.parametrize(
+    ("grid", "spec"),
+    [
+        ((9, 14), {"window": (10, 10), "stride": (4, 4)}),
+        ((9, 14), {"window": (4, 5), "stride": (4, 5), "offset": (1, 3)}),
+        ((3, 6, 7), {"window": (2, 3, 4), "stride": (2, 3, 4), "offset": (1, 0, 2)}),
+        ((150,), {"window": (70,), "stride": (7,), "offset": (2,)}),
+    ],
+)
+def test_blocks_with_gradients(
+    grid: tuple[int, ...], spec: dict[str, Any], dtype: torch.dtype, device: str
+) -> None:
+    check_grid(GridCase(grid, spec | {"clip": True}), dtype, device, kernel=blocked)
 
 
 def test_window_equal_to_neighborhood_blocks() -> None:

@@ -30,7 +30,7 @@ def raw_arguments(name: str, requires_grad: bool) -> tuple[Any, ...]:
     for tensor in tensors.values():
         tensor.requires_grad_(requires_grad)
     rank = len(case.grid)
-    spec = ([3] * rank, [2] * rank, [1] * rank, [0] * rank, [0] * rank, False, 0.25)
+    spec = ([3] * rank, [2] * rank, [1] * rank, [0] * rank, [0] * rank, False, 0.25, False)
     return (*(tensors.get(n) for n in NAMES), *spec)
 
 

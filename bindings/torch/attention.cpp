@@ -2,14 +2,13 @@
 // ABI. Python validates for people; the checks here guard memory only.
 #include "tileattn/attention.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
 #include <tuple>
 #include <vector>
 
-#include "device.h"
+#include "run.h"
 #include "tensors.h"
 
 namespace tileattn::torch_binding {
@@ -154,36 +153,6 @@ Tensor bias_gradient_buffer(const Inputs& in, bool deterministic) {
     sizes[1] = in.q.size(2);
   }
   return torch::stable::new_zeros(bias, sizes, ScalarType::Float);
-}
-
-#ifdef TILEATTN_HAS_CUDA
-Tensor workspace(const Tensor& like, std::size_t bytes) {
-  return torch::stable::new_empty(like, {static_cast<std::int64_t>(bytes)}, ScalarType::Byte);
-}
-#endif
-
-void run(const AttentionForward& problem, const Tensor& q) {
-#ifdef TILEATTN_HAS_CUDA
-  if (q.is_cuda()) {
-    torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
-    Tensor memory = workspace(q, cuda::attention_forward_workspace(problem));
-    cuda::attention_forward(problem, memory.data_ptr(), current_cuda_stream(q.get_device_index()));
-    return;
-  }
-#endif
-  cpu::attention_forward(problem, torch_executor());
-}
-
-void run(const AttentionBackward& problem, const Tensor& q) {
-#ifdef TILEATTN_HAS_CUDA
-  if (q.is_cuda()) {
-    torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
-    Tensor memory = workspace(q, cuda::attention_backward_workspace(problem));
-    cuda::attention_backward(problem, memory.data_ptr(), current_cuda_stream(q.get_device_index()));
-    return;
-  }
-#endif
-  cpu::attention_backward(problem, torch_executor());
 }
 
 std::tuple<Tensor, Tensor> attention_forward(

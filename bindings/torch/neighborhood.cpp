@@ -6,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "device.h"
+#include "run.h"
 #include "tensors.h"
 #include "tileattn/attention.h"
 
@@ -165,7 +165,8 @@ void describe(const Inputs& in, AttentionProblem& problem) {
 std::tuple<Tensor, Tensor> neighborhood_forward(Tensor q, Tensor k, Tensor v,
                                                 OptionalTensor extra_k, OptionalTensor extra_v,
                                                 Ints window, Ints stride, Ints dilation,
-                                                Ints causal, Ints offset, bool clip, double scale) {
+                                                Ints causal, Ints offset, bool clip, double scale,
+                                                bool /*deterministic: the forward always is*/) {
   Inputs in{q, k, v, extra_k, extra_v, window, stride, dilation, causal, offset, clip, scale};
   check(in);
   in = readable(in);
@@ -175,14 +176,14 @@ std::tuple<Tensor, Tensor> neighborhood_forward(Tensor q, Tensor k, Tensor v,
   describe(in, problem);
   problem.out = grid_ref(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
-  if (out.numel() > 0) cpu::attention_forward(problem, torch_executor());
+  if (out.numel() > 0) run(problem, q);
   return {out, lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighborhood_backward(
     Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
     OptionalTensor extra_k, OptionalTensor extra_v, Ints window, Ints stride, Ints dilation,
-    Ints causal, Ints offset, bool clip, double scale) {
+    Ints causal, Ints offset, bool clip, double scale, bool deterministic) {
   Inputs in{q, k, v, extra_k, extra_v, window, stride, dilation, causal, offset, clip, scale};
   check(in);
   const Ints out_sizes = sizes_with(q, v.size(v.dim() - 1));
@@ -224,8 +225,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighborhood_backward(
     problem.dextra_v = ref(dextra_v);
   }
   problem.delta = static_cast<float*>(delta.data_ptr());
+  problem.deterministic = deterministic;
   if (q.numel() > 0) {
-    cpu::attention_backward(problem, torch_executor());
+    run(problem, q);
   } else {
     torch::stable::fill_(dextra_k, 0.0);
     torch::stable::fill_(dextra_v, 0.0);
@@ -240,3 +242,10 @@ STABLE_TORCH_LIBRARY_IMPL(TILEATTN_OP_NAMESPACE, CPU, library) {
   library.impl("neighborhood_forward", TORCH_BOX(&tileattn::torch_binding::neighborhood_forward));
   library.impl("neighborhood_backward", TORCH_BOX(&tileattn::torch_binding::neighborhood_backward));
 }
+
+#ifdef TILEATTN_HAS_CUDA
+STABLE_TORCH_LIBRARY_IMPL(TILEATTN_OP_NAMESPACE, CUDA, library) {
+  library.impl("neighborhood_forward", TORCH_BOX(&tileattn::torch_binding::neighborhood_forward));
+  library.impl("neighborhood_backward", TORCH_BOX(&tileattn::torch_binding::neighborhood_backward));
+}
+#endif

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <map>
-#include <mutex>
 #include <unordered_map>
 #include <vector>
+
+#include "planner/spec_cache.h"
 
 namespace tileattn::cpu {
 namespace {
@@ -169,27 +169,11 @@ GridCut cheapest_cut(const NeighborhoodSpec& spec) {
   return best;
 }
 
-std::vector<int> numbers_of(const NeighborhoodSpec& spec) {
-  std::vector<int> numbers = {spec.clip};
-  for (const auto& axis : spec.axis)
-    for (int n :
-         {axis.length, axis.window, axis.stride, axis.dilation, axis.offset, int{axis.causal}})
-      numbers.push_back(n);
-  return numbers;
-}
-
 }  // namespace
 
 GridCut choose_cut(const NeighborhoodSpec& spec) {
-  constexpr std::size_t kMost = 256;  // a search takes milliseconds, models repeat a few specs
-  static std::map<std::vector<int>, GridCut> known;
-  static std::mutex mutex;
-  std::vector<int> key = numbers_of(spec);
-  std::lock_guard lock(mutex);
-  auto found = known.find(key);
-  if (found != known.end()) return found->second;
-  if (known.size() >= kMost) known.clear();
-  return known[key] = cheapest_cut(spec);
+  static SpecCache<GridCut> known;
+  return known.get(spec, {}, [&] { return cheapest_cut(spec); });
 }
 
 }  // namespace tileattn::cpu

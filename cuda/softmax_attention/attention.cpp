@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "kernel_table.h"
+#include "tileattn/planner.h"
 
 namespace tileattn::cuda {
 namespace {
@@ -43,6 +44,7 @@ void check(const AttentionProblem& p) {
     throw std::invalid_argument("tileattn: head dims must be multiples of 8");
   if (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0)
     throw std::invalid_argument("tileattn: heads_kv must divide heads_q");
+  if (p.neighborhood.rank > 0) planner::check(p.neighborhood);
   if ((p.cu_seqlens_q == nullptr) != (p.cu_seqlens_k == nullptr))
     throw std::invalid_argument("tileattn: cu_seqlens_q and cu_seqlens_k go together");
 }
@@ -69,6 +71,13 @@ const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
   return best->kernels;
 }
 
+const Kernels<AttentionForward>& kernels_for(const AttentionForward& p) {
+  return find(p.neighborhood.rank > 0 ? neighborhood_forward_rows() : forward_rows(), p);
+}
+const Kernels<AttentionBackward>& kernels_for(const AttentionBackward& p) {
+  return find(p.neighborhood.rank > 0 ? neighborhood_backward_rows() : backward_rows(), p);
+}
+
 template <class Problem>
 void list(const char* op, KernelRows<Problem> rows, std::vector<BuiltKernels>& to) {
   for (auto* row = rows.begin; row != rows.end; ++row)
@@ -82,23 +91,25 @@ std::vector<BuiltKernels> built_kernels() {
   std::vector<BuiltKernels> built;
   list("forward", forward_rows(), built);
   list("backward", backward_rows(), built);
+  list("neighborhood_forward", neighborhood_forward_rows(), built);
+  list("neighborhood_backward", neighborhood_backward_rows(), built);
   return built;
 }
 
 std::size_t attention_forward_workspace(const AttentionForward& problem) {
-  return find(forward_rows(), problem).workspace(problem);
+  return kernels_for(problem).workspace(problem);
 }
 
 std::size_t attention_backward_workspace(const AttentionBackward& problem) {
-  return find(backward_rows(), problem).workspace(problem);
+  return kernels_for(problem).workspace(problem);
 }
 
 void attention_forward(const AttentionForward& problem, void* workspace, void* stream) {
-  find(forward_rows(), problem).run(problem, workspace, stream);
+  kernels_for(problem).run(problem, workspace, stream);
 }
 
 void attention_backward(const AttentionBackward& problem, void* workspace, void* stream) {
-  find(backward_rows(), problem).run(problem, workspace, stream);
+  kernels_for(problem).run(problem, workspace, stream);
 }
 
 }  // namespace tileattn::cuda

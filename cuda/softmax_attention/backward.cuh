@@ -10,9 +10,9 @@
 
 namespace tileattn::cuda {
 
-template <class Config>
-std::size_t dq_sum_bytes(const AttentionBackward& problem) {
-  std::size_t tiles = std::size_t(query_slots(problem, Config::kQueries).count());
+template <class Config, class Pattern>
+std::size_t dq_sum_bytes(const AttentionBackward& problem, const GridPlan& plan) {
+  std::size_t tiles = std::size_t(Tiles<Config, Pattern>::query_slots(problem, plan).count());
   return tiles * problem.heads_q * Config::kQueries * Config::kDim * sizeof(float);
 }
 
@@ -20,14 +20,16 @@ template <class Element, int kDim, SharedBudget kBudget>
 struct BackwardLaunch {
   using KeyConfig = typename BackwardConfigs<Element, kDim, kBudget>::KeyMajor;
   using QueryConfig = typename BackwardConfigs<Element, kDim, kBudget>::QueryMajor;
-  static constexpr int kSharedBytes =
-      int(std::max(sizeof(KeyMajorShared<KeyConfig>), sizeof(QueryMajorShared<QueryConfig>)));
-  static_assert(kSharedBytes <= bytes_of(kBudget));
+  template <class Pattern>
+  static constexpr int kSharedBytes = int(std::max(sizeof(KeyMajorShared<KeyConfig, Pattern>),
+                                                   sizeof(QueryMajorShared<QueryConfig, Pattern>)));
 
   static bool suits(const AttentionBackward&) { return true; }
 
+  template <class Pattern>
   static std::size_t workspace(const AttentionBackward& problem) {
-    return problem.deterministic ? 0 : dq_sum_bytes<KeyConfig>(problem);
+    if (problem.deterministic) return 0;
+    return dq_sum_bytes<KeyConfig, Pattern>(problem, Tiles<KeyConfig, Pattern>::plan(problem));
   }
 
   template <class Pattern>
@@ -37,22 +39,27 @@ struct BackwardLaunch {
     launch(delta_kernel<Element>, (rows + kDeltaWarps - 1) / kDeltaWarps, kDeltaWarps * 32, 0,
            stream, problem);
 
-    BackwardParams params{problem, nullptr};
+    using KeyTiles = Tiles<KeyConfig, Pattern>;
+    using QueryTiles = Tiles<QueryConfig, Pattern>;
+    static_assert(kSharedBytes<Pattern> <= bytes_of(kBudget));
+    BackwardParams params{problem, nullptr, KeyTiles::plan(problem)};
     if (!problem.deterministic) {
       params.dq_sum = static_cast<float*>(workspace);
-      check(cudaMemsetAsync(params.dq_sum, 0, dq_sum_bytes<KeyConfig>(problem), stream));
+      check(cudaMemsetAsync(params.dq_sum, 0,
+                            dq_sum_bytes<KeyConfig, Pattern>(problem, params.plan), stream));
     }
-    std::int64_t key_tiles = key_slots(problem, KeyConfig::kKeys).count();
+    std::int64_t key_tiles = KeyTiles::key_slots(problem, params.plan).count();
     launch(backward_keys_kernel<KeyConfig, Pattern>, key_tiles * problem.heads_kv,
-           KeyConfig::kThreads, sizeof(KeyMajorShared<KeyConfig>), stream, params);
+           KeyConfig::kThreads, sizeof(KeyMajorShared<KeyConfig, Pattern>), stream, params);
     if (problem.deterministic) {
-      std::int64_t tiles = query_slots(problem, QueryConfig::kQueries).count();
+      params.plan = QueryTiles::plan(problem);
+      std::int64_t tiles = QueryTiles::query_slots(problem, params.plan).count();
       launch(backward_queries_kernel<QueryConfig, Pattern>, tiles * problem.heads_q,
-             QueryConfig::kThreads, sizeof(QueryMajorShared<QueryConfig>), stream, params);
+             QueryConfig::kThreads, sizeof(QueryMajorShared<QueryConfig, Pattern>), stream, params);
     } else {
-      std::int64_t tiles = query_slots(problem, KeyConfig::kQueries).count();
-      launch(convert_dq_kernel<KeyConfig>, tiles * problem.heads_q, KeyConfig::kThreads, 0, stream,
-             params);
+      std::int64_t tiles = KeyTiles::query_slots(problem, params.plan).count();
+      launch(convert_dq_kernel<KeyConfig, typename KeyTiles::AnyPattern>, tiles * problem.heads_q,
+             KeyConfig::kThreads, 0, stream, params);
     }
   }
 };

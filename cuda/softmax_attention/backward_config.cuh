@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernel_table.h"
-#include "tile.cuh"
+#include "tiles_in_a_row.cuh"
 
 namespace tileattn::cuda {
 
@@ -80,6 +80,7 @@ struct BackwardConfigs {
 struct BackwardParams {
   AttentionBackward problem;
   float* dq_sum;  // see backward_rows.cuh; null: the key-major kernel leaves dQ out
+  GridPlan plan;
 };
 
 }  // namespace tileattn::cuda

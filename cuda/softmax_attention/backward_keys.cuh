@@ -12,7 +12,7 @@
 
 namespace tileattn::cuda {
 
-template <class Config>
+template <class Config, class Pattern>
 struct alignas(128) KeyMajorShared {
   using Element = typename Config::Element;
   Element k[Config::kKeys * Config::kDim];
@@ -22,110 +22,100 @@ struct alignas(128) KeyMajorShared {
   Element p[Config::kQueries * Config::kKeys];
   Element ds[Config::kQueries * Config::kKeys];
   SharedRowStats<Config> rows[Config::kStages];
-  float column_sums[Config::kScoreWarpsM * Config::kKeys];
+  GradientShared<Config, Pattern> gradient;
 };
 
-template <class Config>
+template <class Config, class Pattern>
 class KeyMajor {
  public:
+  using Shared = KeyMajorShared<Config, Pattern>;
   using Element = typename Config::Element;
   using QuerySmem = typename Config::QuerySmem;
   using KeySmem = typename Config::KeySmem;
   using ScoreSmem = typename Config::ScoreSmem;
 
-  CUTE_DEVICE KeyMajor(const BackwardParams& params, const Sequence& sequence, int head_kv,
-                       int key_tile, int rows)
-      : params_(params),
-        problem_(params.problem),
-        sequence_(sequence),
-        head_kv_(head_kv),
-        first_key_(key_tile * Config::kKeys),
-        rows_(rows) {}
+  CUTE_DEVICE KeyMajor(const BackwardParams& params, const Tiles<Config, Pattern>& tiles,
+                       int head_kv)
+      : params_(params), problem_(params.problem), tiles_(tiles), head_kv_(head_kv) {}
 
-  CUTE_DEVICE void fetch_keys(KeyMajorShared<Config>& shared) const {
-    load_rows<Config>(shared.k, typename KeySmem::Plain{}, key_row<const Element>(problem_.k),
-                      problem_.k.token_stride, rows_, problem_.dim);
-    load_rows<Config>(shared.v, typename KeySmem::Plain{}, key_row<const Element>(problem_.v),
-                      problem_.v.token_stride, rows_, problem_.dim_v);
+  CUTE_DEVICE void fetch_keys(Shared& shared) const {
+    load_rows<Config>(shared.k, typename KeySmem::Plain{},
+                      rows<const Element>(problem_.k, problem_.extra_k), problem_.dim);
+    load_rows<Config>(shared.v, typename KeySmem::Plain{},
+                      rows<const Element>(problem_.v, problem_.extra_v), problem_.dim_v);
   }
 
-  CUTE_DEVICE void fetch_queries(KeyMajorShared<Config>& shared, int stage, int head,
-                                 int query_tile) const {
-    int first = query_tile * Config::kQueries, rows = sequence_.len_q - first;
+  template <class Tile>
+  CUTE_DEVICE void fetch_queries(Shared& shared, int stage, int head,
+                                 const Tile& query_tile) const {
     load_rows<Config>(shared.q[stage], typename QuerySmem::Plain{},
-                      query_row<const Element>(problem_.q, first, head), problem_.q.token_stride,
-                      rows, problem_.dim);
+                      tiles_.template query_rows<const Element>(problem_.q, query_tile, head),
+                      problem_.dim);
     load_rows<Config>(shared.dout[stage], typename QuerySmem::Plain{},
-                      query_row<const Element>(problem_.dout, first, head),
-                      problem_.dout.token_stride, rows, problem_.dim_v);
-    shared.rows[stage].fetch(problem_, sequence_, head, query_tile);
+                      tiles_.template query_rows<const Element>(problem_.dout, query_tile, head),
+                      problem_.dim_v);
+    shared.rows[stage].fetch(problem_, tiles_, query_tile, head);
   }
 
   /// dQ of the tile, to the workspace that convert_dq_kernel reads.
-  CUTE_DEVICE void add_dq(const KeyMajorShared<Config>& shared, int head, int query_tile) const {
+  template <class Tile>
+  CUTE_DEVICE void add_dq(const Shared& shared, int head, const Tile& query_tile) const {
     typename Config::QueryGradMma mma;
     Tensor dq = partition_fragment_C(mma, Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
     clear(dq);
     multiply_shared(mma, AlongK{}, AcrossK{}, dq, shared.ds, typename ScoreSmem::Plain{}, shared.k,
                     typename KeySmem::Transposed{});
-    int slot = query_slots(problem_, Config::kQueries).first(sequence_.index) + query_tile;
+    std::int64_t slot = tiles_.query_slot(query_tile);
     float* to = params_.dq_sum + threadIdx.x +
-                (std::int64_t{slot} * problem_.heads_q + head) * Config::kQueries * Config::kDim;
+                (slot * problem_.heads_q + head) * Config::kQueries * Config::kDim;
     CUTE_UNROLL
     for (int n = 0; n < size(dq); ++n) atomicAdd(to + n * Config::kThreads, dq(n));
   }
 
   template <class Product>
-  CUTE_DEVICE void store(KeyMajorShared<Config>& shared, Product& dk, Product& dv) const {
+  CUTE_DEVICE void store(Shared& shared, Product& dk, Product& dv) const {
     CUTE_UNROLL
     for (int n = 0; n < size(dk); ++n) dk(n) *= problem_.scale;
     typename Config::KeyGradMma mma;
     round_to_shared(mma, dk, shared.k, typename KeySmem::Plain{});
     round_to_shared(mma, dv, shared.v, typename KeySmem::Plain{});
     __syncthreads();
-    store_rows<Config>(shared.k, typename KeySmem::Plain{}, key_row<Element>(problem_.dk),
-                       problem_.dk.token_stride, rows_, problem_.dim);
-    store_rows<Config>(shared.v, typename KeySmem::Plain{}, key_row<Element>(problem_.dv),
-                       problem_.dv.token_stride, rows_, problem_.dim_v);
+    store_rows<Config>(shared.k, typename KeySmem::Plain{},
+                       rows<Element>(problem_.dk, problem_.dextra_k), problem_.dim);
+    store_rows<Config>(shared.v, typename KeySmem::Plain{},
+                       rows<Element>(problem_.dv, problem_.dextra_v), problem_.dim_v);
   }
 
  private:
   template <class T, class Ref>
-  CUTE_DEVICE T* key_row(const Ref& tensor) const {
-    return row_pointer<T>(tensor, sequence_.entry, sequence_.first_k + first_key_, head_kv_);
-  }
-  template <class T, class Ref>
-  CUTE_DEVICE T* query_row(const Ref& tensor, int first, int head) const {
-    return row_pointer<T>(tensor, sequence_.entry, sequence_.first_q + first, head);
+  CUTE_DEVICE auto rows(const Ref& tensor, const Ref& extra) const {
+    return tiles_.template own_key_rows<T>(tensor, extra, head_kv_);
   }
 
   const BackwardParams& params_;
   const AttentionBackward& problem_;
-  const Sequence& sequence_;
+  const Tiles<Config, Pattern>& tiles_;
   int head_kv_;
-  int first_key_;
-  int rows_;
 };
 
 template <class Config, class Pattern>
 __global__ void __launch_bounds__(Config::kThreads, 1)
     backward_keys_kernel(const __grid_constant__ BackwardParams params) {
   extern __shared__ uint128_t shared_memory[];
-  auto& shared = *reinterpret_cast<KeyMajorShared<Config>*>(shared_memory);
+  auto& shared = *reinterpret_cast<KeyMajorShared<Config, Pattern>*>(shared_memory);
   using QuerySmem = typename Config::QuerySmem;
   using ScoreSmem = typename Config::ScoreSmem;
 
   const AttentionBackward& problem = params.problem;
-  TileSlots slots = key_slots(problem, Config::kKeys);
+  auto slots = Tiles<Config, Pattern>::key_slots(problem, params.plan);
   int slot = blockIdx.x % slots.count(), head_kv = blockIdx.x / slots.count();
-  Sequence sequence(problem, slots.owner(slot));
-  int key_tile = slot - slots.first(sequence.index);
-  int rows = slots.tokens(sequence.index).size() - key_tile * Config::kKeys;
-  if (key_tile < 0 || rows <= 0) return;
+  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot);
+  if (!tiles.exists()) return;
 
-  KeyMajor<Config> tile(params, sequence, head_kv, key_tile, rows);
-  ScoreGradient<Config, Pattern> gradient(problem, sequence, shared.column_sums);
-  auto walk = gradient.pattern().queries_of(key_tile, Config::kTiling);
+  KeyMajor<Config, Pattern> tile(params, tiles, head_kv);
+  ScoreGradient<Config, Pattern> gradient(problem, tiles, &shared.gradient, &shared.gradient);
+  auto key_tile = tiles.own();
+  auto walk = tiles.queries();
   int group = problem.heads_q / problem.heads_kv, visits = walk.size();
   int heads_end = visits > 0 ? (head_kv + 1) * group : 0;
   // A step is the visit number `visit` of the query head `head`.
@@ -137,10 +127,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     cp_async_fence();
   };
 
-  for (int n = threadIdx.x; n < Config::kScoreWarpsM * Config::kKeys; n += Config::kThreads)
-    shared.column_sums[n] = 0.0f;
+  shared.gradient.clear();
   tile.fetch_keys(shared);
   fetch(0, head_kv * group, 0);
+  if (visits > 0) gradient.prepare(walk[0], key_tile);
 
   Tensor dk = partition_fragment_C(typename Config::KeyGradMma{},
                                    Shape<Int<Config::kKeys>, Int<Config::kDim>>{});
@@ -150,7 +140,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   int next_head = head_kv * group, next_visit = 0, stage = 0;
   CUTE_NO_UNROLL
   while (next_head < heads_end) {
-    int head = next_head, query_tile = walk[next_visit];
+    int head = next_head;
+    auto query_tile = walk[next_visit];
     advance(next_head, next_visit);
     cp_async_wait<0>();
     __syncthreads();  // Q and dO are here; P, dS and the other stage are free
@@ -168,6 +159,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     __syncthreads();  // P, dS and the column sums are complete
 
     if (next_visit == 0) gradient.flush_columns(key_tile);
+    if (next_head < heads_end) gradient.prepare(walk[next_visit], key_tile);
     typename Config::KeyGradMma key_mma;
     multiply_shared(key_mma, AcrossK{}, AcrossK{}, dv, shared.p, typename ScoreSmem::Transposed{},
                     shared.dout[stage], typename QuerySmem::Transposed{});

@@ -26,8 +26,8 @@ __global__ void __launch_bounds__(kDeltaWarps * 32)
   int entry = int(token / problem.len_q);
   token %= problem.len_q;
 
-  const Element* out = row_pointer<const Element>(problem.out, entry, token, head);
-  const Element* dout = row_pointer<const Element>(problem.dout, entry, token, head);
+  auto* out = token_pointer<const Element>(problem, problem.out, entry, token, head);
+  auto* dout = token_pointer<const Element>(problem, problem.dout, entry, token, head);
   float sum = 0.0f;
   for (int column = lane * 8; column < problem.dim_v; column += 32 * 8) {
     auto out8 = *reinterpret_cast<const cutlass::AlignedArray<Element, 8>*>(out + column);
@@ -41,19 +41,17 @@ __global__ void __launch_bounds__(kDeltaWarps * 32)
   if (lane == 0) problem.delta[row] = sum - (problem.dlse ? problem.dlse[row] : 0.0f);
 }
 
-template <class Config>
+template <class Config, class Pattern>
 __global__ void __launch_bounds__(Config::kThreads)
     convert_dq_kernel(const __grid_constant__ BackwardParams params) {
   using Element = typename Config::Element;
   using Layout = typename Config::QuerySmem::Plain;
   __shared__ alignas(128) Element tile[Config::kQueries * Config::kDim];
   const AttentionBackward& problem = params.problem;
-  TileSlots slots = query_slots(problem, Config::kQueries);
+  auto slots = Tiles<Config, Pattern>::query_slots(problem, params.plan);
   int slot = blockIdx.x % slots.count(), head = blockIdx.x / slots.count();
-  Sequence sequence(problem, slots.owner(slot));
-  int first_query = (slot - slots.first(sequence.index)) * Config::kQueries;
-  int rows = slots.tokens(sequence.index).size() - first_query;
-  if (first_query < 0 || rows <= 0) return;
+  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot);
+  if (!tiles.exists()) return;
 
   typename Config::QueryGradMma mma;
   Tensor dq = partition_fragment_C(mma, Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
@@ -64,10 +62,8 @@ __global__ void __launch_bounds__(Config::kThreads)
   for (int n = 0; n < size(dq); ++n) dq(n) = problem.scale * from[n * Config::kThreads];
   round_to_shared(mma, dq, tile, Layout{});
   __syncthreads();
-  store_rows<Config>(tile, Layout{},
-                     row_pointer<Element>(problem.dq, sequence.entry,
-                                          std::int64_t{sequence.first_q} + first_query, head),
-                     problem.dq.token_stride, rows, problem.dim);
+  store_rows<Config>(tile, Layout{}, tiles.template own_query_rows<Element>(problem.dq, head),
+                     problem.dim);
 }
 
 }  // namespace tileattn::cuda

@@ -20,79 +20,113 @@ CUTE_DEVICE auto score_product() {
   return product;
 }
 
-/// The tile coordinates of those values.
-template <class Config>
-CUTE_DEVICE auto score_coordinates() {
-  return by_rows(
-      typename Config::ScoreMma{}
-          .get_slice(fresh_thread_index())
-          .partition_C(make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
-}
-
 /// What the rows of a query tile need besides the products, in shared memory.
 template <class Config>
 struct SharedRowStats {
   float lse[Config::kQueries];
   float delta[Config::kQueries];
 
-  /// Starts copying; entries of rows outside of the sequence are left unset.
-  CUTE_DEVICE void fetch(const AttentionBackward& problem, const Sequence& sequence, int head,
-                         int query_tile) {
-    int row = threadIdx.x, query = query_tile * Config::kQueries + row;
-    if (row >= Config::kQueries || query >= sequence.len_q) return;
-    std::int64_t first = std::int64_t{sequence.entry} * problem.len_q + sequence.first_q;
-    std::int64_t at = (first + query) * problem.heads_q + head;
-    SM80_CP_ASYNC_CACHEALWAYS<float>::copy(problem.lse[at], lse[row]);
-    SM80_CP_ASYNC_CACHEALWAYS<float>::copy(problem.delta[at], delta[row]);
+  /// Starts copying; a row that is no token sees nothing.
+  template <class Tiles, class Tile>
+  CUTE_DEVICE void fetch(const AttentionBackward& problem, const Tiles& tiles, const Tile& tile,
+                         int head) {
+    int row = threadIdx.x;
+    if (row >= Config::kQueries) return;
+    auto from = tiles.result_rows(problem.lse, 1, tile, head);
+    if (from.has(row)) {
+      auto* at = from[row];
+      SM80_CP_ASYNC_CACHEALWAYS<float>::copy(*at, lse[row]);
+      SM80_CP_ASYNC_CACHEALWAYS<float>::copy(problem.delta[at - problem.lse], delta[row]);
+    } else {
+      lse[row] = -INFINITY;
+    }
   }
 };
 
 /// Those of this thread's rows.
 template <class Config>
 struct RowStats {
-  static constexpr int kRows = decltype(size<0>(score_coordinates<Config>()))::value;
+  static constexpr int kRows = decltype(size<0>(score_coordinates<Config>(0)))::value;
   float lse_log2[kRows];  // +inf, which makes P zero, for rows that see nothing
   float delta[kRows];
 
-  CUTE_DEVICE RowStats(const SharedRowStats<Config>& shared, int rows) {
-    auto coordinates = score_coordinates<Config>();
+  CUTE_DEVICE explicit RowStats(const SharedRowStats<Config>& shared) {
+    auto coordinates = score_coordinates<Config>(fresh_thread_index());
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       int row = get<0>(coordinates(r, 0));
-      bool sees = row < rows && shared.lse[row] != -INFINITY;
+      bool sees = shared.lse[row] != -INFINITY;
       lse_log2[r] = sees ? shared.lse[row] * kLog2E : INFINITY;
       delta[r] = sees ? shared.delta[row] : 0.0f;
     }
   }
 };
 
+/// In place: scores becomes P, dp becomes dS, where the score is just scale * q.k.
+/// `seen_in_row(r)(c)` tells what is visible.
+template <class Config, class Matrix, class SeenInRow>
+CUTE_DEVICE void plain_gradient(Matrix&& scores, Matrix&& dp, const RowStats<Config>& stats,
+                                float scale, SeenInRow&& seen_in_row) {
+  float scale_log2 = scale * kLog2E;
+  CUTE_UNROLL
+  for (int r = 0; r < size<0>(scores); ++r) {
+    auto seen = seen_in_row(r);
+    CUTE_UNROLL
+    for (int c = 0; c < size<1>(scores); ++c) {
+      float p = exp2_approx(fmaf(scores(r, c), scale_log2, -stats.lse_log2[r]));
+      p = seen(c) ? p : 0.0f;
+      scores(r, c) = p;
+      dp(r, c) = p * (dp(r, c) - stats.delta[r]);
+    }
+  }
+}
+
+struct AllSeen {
+  CUTE_DEVICE auto operator()(int /*row*/) const {
+    return [](int /*column*/) { return true; };
+  }
+};
+
+/// What the score gradients of a tile of keys add up in shared memory.
+template <class Config, class Pattern>
+struct GradientShared : VisibleBits<Config, Pattern> {
+  float column_sums[Config::kScoreWarpsM * Config::kKeys];
+  CUTE_DEVICE void clear() {
+    for (int n = threadIdx.x; n < Config::kScoreWarpsM * Config::kKeys; n += Config::kThreads)
+      column_sums[n] = 0.0f;
+  }
+};
+
 template <class Config, class Pattern>
 class ScoreGradient {
  public:
-  /// `column_sums` [kScoreWarpsM][kKeys] in shared memory, zero, serves a bias
-  /// that is broadcast over queries; null: no bias gradient is wanted.
-  CUTE_DEVICE ScoreGradient(const AttentionBackward& problem, const Sequence& sequence,
-                            float* column_sums)
+  /// The column sums, zero, serve a bias that is broadcast over queries; null: no
+  /// bias gradient is wanted.
+  CUTE_DEVICE ScoreGradient(const AttentionBackward& problem, const Tiles<Config, Pattern>& tiles,
+                            VisibleBits<Config, Pattern>*,
+                            GradientShared<Config, Pattern>* shared = nullptr)
       : problem_(problem),
-        sequence_(sequence),
-        pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
-        column_sums_(problem.dbias.data ? column_sums : nullptr),
-        scores_(problem, sequence.index, sequence.len_q, sequence.len_k) {}
-
-  CUTE_DEVICE const Pattern& pattern() const { return pattern_; }
+        sequence_(tiles.sequence()),
+        pattern_(tiles.pattern()),
+        column_sums_(problem.dbias.data && shared ? shared->column_sums : nullptr),
+        scores_(problem, sequence_.index, sequence_.len_q, sequence_.len_k) {}
 
   CUTE_DEVICE void set_head(int head) {
     head_ = head;
     scores_.set_head(head);
   }
 
+  /// Between barriers, before the call with the same tiles.
+  CUTE_DEVICE void prepare(int /*query_tile*/, int /*key_tile*/) const {}
+
   /// In place: scores becomes P, dp becomes dS.
   template <class Product>
   CUTE_DEVICE void operator()(Product& scores, Product& dp, const SharedRowStats<Config>& rows,
                               int query_tile, int key_tile) {
-    RowStats<Config> stats(rows, sequence_.len_q - query_tile * Config::kQueries);
+    RowStats<Config> stats(rows);
     bool full = pattern_.cover(query_tile, key_tile, Config::kTiling) == Cover::kFull;
-    if (full && !scores_.modified()) plain(by_rows(scores), by_rows(dp), stats);
+    if (full && !scores_.modified())
+      plain_gradient(by_rows(scores), by_rows(dp), stats, problem_.scale, AllSeen{});
     else general(by_rows(scores), by_rows(dp), stats, query_tile, key_tile);
   }
 
@@ -112,27 +146,13 @@ class ScoreGradient {
   }
 
  private:
-  /// All of the tile is visible and the score is just scale * q.k.
-  template <class Matrix>
-  CUTE_DEVICE void plain(Matrix&& scores, Matrix&& dp, const RowStats<Config>& stats) {
-    float scale_log2 = problem_.scale * kLog2E;
-    CUTE_UNROLL
-    for (int r = 0; r < size<0>(scores); ++r) {
-      CUTE_UNROLL
-      for (int c = 0; c < size<1>(scores); ++c) {
-        float p = exp2_approx(fmaf(scores(r, c), scale_log2, -stats.lse_log2[r]));
-        scores(r, c) = p;
-        dp(r, c) = p * (dp(r, c) - stats.delta[r]);
-      }
-    }
-  }
-
   template <class Matrix>
   CUTE_DEVICE void general(Matrix&& scores, Matrix&& dp, const RowStats<Config>& stats,
                            int query_tile, int key_tile) {
     CUTE_UNROLL
     for (int c = 0; c < size<1>(scores); ++c) {
-      auto coordinates = score_coordinates<Config>();  // afresh: registers are short
+      auto coordinates =
+          score_coordinates<Config>(fresh_thread_index());  // afresh: registers are short
       int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
       float column_sum = 0.0f;
       CUTE_UNROLL

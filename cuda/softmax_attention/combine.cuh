@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
   if (lane == 0) problem.lse[row] = sum == 0.0f ? -INFINITY : base + logf(sum);
 
   int entry = int(token / problem.len_q);
-  Element* out = row_pointer<Element>(problem.out, entry, token % problem.len_q, head);
+  Element* out = token_pointer<Element>(problem, problem.out, entry, token % problem.len_q, head);
   for (int column = lane; column < problem.dim_v; column += 32) {
     float value = 0.0f;
     for (int s = 0; s < parts.splits; ++s) {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "softmax.cuh"
-#include "tile.cuh"
+#include "tiles_in_a_row.cuh"
 
 namespace tileattn::cuda {
 
@@ -18,20 +18,13 @@ struct Partials {
 struct ForwardParams {
   AttentionForward problem;
   Partials partials;
+  GridPlan plan;
 };
 
 /// Rows of lse, over all sequences.
 TILEATTN_HOST_DEVICE std::int64_t rows_of(const AttentionProblem& problem) {
   std::int64_t entries = problem.cu_seqlens_q ? 1 : problem.batch;
   return entries * problem.len_q * problem.heads_q;
-}
-
-/// The row of lse, and of partial results, where a query tile begins.
-TILEATTN_HOST_DEVICE std::int64_t first_row(const AttentionProblem& problem,
-                                            const Sequence& sequence, int head, int first_query) {
-  std::int64_t token =
-      std::int64_t{sequence.entry} * problem.len_q + sequence.first_q + first_query;
-  return token * problem.heads_q + head;
 }
 
 /// The (row, column) of out that each of this thread's elements is.
@@ -43,22 +36,20 @@ CUTE_DEVICE auto out_coordinates() {
           .partition_C(make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kDim>>{})));
 }
 
-/// Writes the lse of the first `rows` rows of a tile; `lse` is that of its first row.
-template <class Config, int kRows>
-CUTE_DEVICE void store_lse(float* lse, int row_stride, int rows,
-                           const OnlineSoftmax<kRows>& softmax) {
+/// Writes the lse of the rows of a tile.
+template <class Config, class Rows, int kRows>
+CUTE_DEVICE void store_lse(const Rows& rows, const OnlineSoftmax<kRows>& softmax) {
   Tensor coordinates = out_coordinates<Config>();
   CUTE_UNROLL
   for (int r = 0; r < kRows; ++r) {
     int row = get<0>(coordinates(r, 0));
-    if (row < rows && threadIdx.x % 4 == 0) lse[std::int64_t{row} * row_stride] = softmax.lse(r);
+    if (rows.has(row) && threadIdx.x % 4 == 0) *rows[row] = softmax.lse(r);
   }
 }
 
-/// Writes the first `rows` rows of a tile of fp32 results.
-template <class Config, class Out>
-CUTE_DEVICE void store_part(float* to, std::int64_t row_stride, int rows, int dims,
-                            const Out& out) {
+/// Writes the rows of a tile of fp32 results.
+template <class Config, class Rows, class Out>
+CUTE_DEVICE void store_part(const Rows& rows, int dims, const Out& out) {
   Tensor coordinates = out_coordinates<Config>();
   Tensor values = by_rows(out);
   CUTE_UNROLL
@@ -67,7 +58,7 @@ CUTE_DEVICE void store_part(float* to, std::int64_t row_stride, int rows, int di
     CUTE_UNROLL
     for (int c = 0; c < size<1>(values); ++c) {
       int column = get<1>(coordinates(0, c));
-      if (row < rows && column < dims) to[row * row_stride + column] = values(r, c);
+      if (rows.has(row) && column < dims) rows[row][column] = values(r, c);
     }
   }
 }

@@ -20,18 +20,17 @@ template <class Config, class Pattern>
 __global__ void __launch_bounds__(Config::kThreads)
     forward_kernel(const __grid_constant__ ForwardParams params) {
   extern __shared__ uint128_t shared_memory[];
-  auto& shared = *reinterpret_cast<ForwardShared<Config>*>(shared_memory);
+  auto& shared = *reinterpret_cast<ForwardShared<Config, Pattern>*>(shared_memory);
   const AttentionForward& problem = params.problem;
-  TileSlots slots = query_slots(problem, Config::kQueries);
+  auto slots = Tiles<Config, Pattern>::query_slots(problem, params.plan);
   int slot = slots.count() - 1 - blockIdx.x % slots.count();
   int head = blockIdx.x / slots.count() % problem.heads_q;
   int split = blockIdx.x / slots.count() / problem.heads_q;
-  Sequence sequence(problem, slots.owner(slot));
-  int query_tile = slot - slots.first(sequence.index);
-  if (query_tile * Config::kQueries >= sequence.len_q) return;
+  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot);
+  if (!tiles.attends()) return;
 
-  MainloopSm80<Config, Pattern> mainloop(problem, sequence, head, query_tile);
-  auto walk = mainloop.walk();
+  MainloopSm80<Config, Pattern> mainloop(problem, tiles, head, shared);
+  auto walk = tiles.keys();
   int share = tileattn::ceil_div(walk.size(), params.partials.splits);
   int begin = imin(split * share, walk.size()), end = imin(begin + share, walk.size());
 
@@ -43,15 +42,15 @@ __global__ void __launch_bounds__(Config::kThreads)
   mainloop.run(shared, walk, begin, end, out, softmax);
   softmax.finish(by_rows(out));
 
-  int first = query_tile * Config::kQueries, rows = sequence.len_q - first;
-  std::int64_t row = first_row(problem, sequence, head, first);
-  if (params.partials.out) {
-    row += split * rows_of(problem);
-    store_lse<Config>(params.partials.lse + row, problem.heads_q, rows, softmax);
-    store_part<Config>(params.partials.out + row * problem.dim_v,
-                       std::int64_t{problem.heads_q} * problem.dim_v, rows, problem.dim_v, out);
+  const Partials& parts = params.partials;
+  if (parts.out) {
+    std::int64_t first = split * rows_of(problem);
+    store_lse<Config>(tiles.result_rows(parts.lse + first, 1, tiles.own(), head), softmax);
+    store_part<Config>(
+        tiles.result_rows(parts.out + first * problem.dim_v, problem.dim_v, tiles.own(), head),
+        problem.dim_v, out);
   } else {
-    store_lse<Config>(problem.lse + row, problem.heads_q, rows, softmax);
+    store_lse<Config>(tiles.result_rows(problem.lse, 1, tiles.own(), head), softmax);
     mainloop.store(shared, out);
   }
 }
@@ -59,38 +58,42 @@ __global__ void __launch_bounds__(Config::kThreads)
 template <class Element, int kDim, SharedBudget kBudget>
 struct ForwardLaunch {
   using Config = typename ForwardTile<Element, kDim>::type;
-  static constexpr int kSharedBytes = int(sizeof(ForwardShared<Config>));
-  static_assert(kSharedBytes <= bytes_of(kBudget));
-
-  static int splits(const AttentionForward& problem) {
-    std::int64_t blocks =
-        std::int64_t{query_slots(problem, Config::kQueries).count()} * problem.heads_q;
-    return choose_splits(blocks, tileattn::ceil_div(problem.len_k, Config::kKeys),
-                         multiprocessors());
-  }
+  template <class Pattern>
+  static constexpr int kSharedBytes = int(sizeof(ForwardShared<Config, Pattern>));
 
   static bool suits(const AttentionForward&) { return true; }
 
+  template <class Pattern>
   static std::size_t workspace(const AttentionForward& problem) {
-    int parts = splits(problem);
+    int parts = splits<Pattern>(problem, Tiles<Config, Pattern>::plan(problem));
     return parts == 1 ? 0 : parts * rows_of(problem) * (problem.dim_v + 1) * sizeof(float);
   }
 
   template <class Pattern>
   static void run(const AttentionForward& problem, void* memory, cudaStream_t stream) {
-    ForwardParams params{problem, {}};
+    static_assert(kSharedBytes<Pattern> <= bytes_of(kBudget));
+    ForwardParams params{problem, {}, Tiles<Config, Pattern>::plan(problem)};
     Partials& parts = params.partials;
-    parts.splits = splits(problem);
+    parts.splits = splits<Pattern>(problem, params.plan);
     if (parts.splits > 1) {
       parts.out = static_cast<float*>(memory);
       parts.lse = parts.out + parts.splits * rows_of(problem) * problem.dim_v;
     }
-    std::int64_t tiles = query_slots(problem, Config::kQueries).count();
+    std::int64_t tiles = Tiles<Config, Pattern>::query_slots(problem, params.plan).count();
     launch(forward_kernel<Config, Pattern>, tiles * problem.heads_q * parts.splits,
-           Config::kThreads, kSharedBytes, stream, params);
+           Config::kThreads, kSharedBytes<Pattern>, stream, params);
     if (parts.splits > 1)
       launch(combine_kernel<Element>, (rows_of(problem) + kCombineWarps - 1) / kCombineWarps,
              kCombineWarps * 32, 0, stream, params);
+  }
+
+ private:
+  template <class Pattern>
+  static int splits(const AttentionForward& problem, const GridPlan& plan) {
+    using PatternTiles = Tiles<Config, Pattern>;
+    std::int64_t blocks =
+        std::int64_t{PatternTiles::query_slots(problem, plan).count()} * problem.heads_q;
+    return choose_splits(blocks, PatternTiles::most_visits(problem, plan), multiprocessors());
   }
 };
 

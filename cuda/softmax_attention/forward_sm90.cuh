@@ -57,15 +57,15 @@ CUTE_DEVICE void consume(const ForwardSm90Params& params, ForwardSm90Shared<Conf
   ConsumerSm90<Config, Pattern> consumer(shared, warpgroup);
   for_each_work<Config>(
       params.schedule, problem, [&](const Sequence& sequence, int head, int query_tile) {
-        VisibleScores<Config, Pattern, kModifiers> visible(problem, sequence, head, query_tile);
+        int rows = sequence.len_q - query_tile * Config::kQueries;
+        Tiles<Config, Pattern> tiles(problem, sequence, query_tile, rows);
+        VisibleScores<Config, Pattern, kModifiers> visible(problem, tiles, head, nullptr);
         Tensor out = consumer.make_out();
         OnlineSoftmax<decltype(size<0>(by_rows(out)))::value> softmax(
             problem.sinks ? problem.sinks[head] : -INFINITY);
-        consumer.run(visible, visible.walk(), out, softmax);
+        consumer.run(visible, tiles.keys(), out, softmax);
         softmax.finish(by_rows(out));
-        int first = query_tile * Config::kQueries;
-        store_lse<Config>(problem.lse + first_row(problem, sequence, head, first), problem.heads_q,
-                          sequence.len_q - first, softmax);
+        store_lse<Config>(tiles.result_rows(problem.lse, 1, query_tile, head), softmax);
         consumer.store(params.maps, sequence, head, query_tile, out);
       });
 }
@@ -91,10 +91,14 @@ struct ForwardSm90Launch {
   template <class Pattern, Modifiers kModifiers>
   using Config = typename ForwardSm90Tile<Element, kDim, Pattern, kModifiers>::type;
   using LargestConfig = Config<Dense, Modifiers::kNone>;
+  template <class /*Pattern*/>
   static constexpr int kSharedBytes = int(sizeof(ForwardSm90Shared<LargestConfig>));
-  static_assert(kSharedBytes <= bytes_of(kBudget));
+  static_assert(kSharedBytes<Dense> <= bytes_of(kBudget));
 
-  static std::size_t workspace(const AttentionForward&) { return 0; }
+  template <class /*Pattern*/>
+  static std::size_t workspace(const AttentionForward&) {
+    return 0;
+  }
 
   /// Few queries against many keys go to the sm_80 kernel, which splits the keys.
   static bool suits(const AttentionForward& problem) {
@@ -116,7 +120,7 @@ struct ForwardSm90Launch {
   template <class Pattern, Modifiers kModifiers>
   static void run_with(const AttentionForward& problem, cudaStream_t stream) {
     using Tile = Config<Pattern, kModifiers>;
-    static_assert(sizeof(ForwardSm90Shared<Tile>) <= kSharedBytes);
+    static_assert(sizeof(ForwardSm90Shared<Tile>) <= kSharedBytes<Pattern>);
     int entries = problem.cu_seqlens_q ? 1 : problem.batch;
     auto map = [&](const auto& tensor, int rows, int tokens, int heads, int dims) {
       return make_tile_map(tensor, problem.dtype, rows, entries, tokens, heads, dims);

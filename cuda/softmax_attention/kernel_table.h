@@ -43,5 +43,7 @@ struct KernelRows {
 
 KernelRows<AttentionForward> forward_rows();
 KernelRows<AttentionBackward> backward_rows();
+KernelRows<AttentionForward> neighborhood_forward_rows();
+KernelRows<AttentionBackward> neighborhood_backward_rows();
 
 }  // namespace tileattn::cuda

@@ -45,16 +45,17 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
-/// A row of the kernel table: Launch's kernels of all patterns.
+/// A row of the kernel table: Launch's kernels of all patterns of tokens in a row.
 template <class Launch, class Problem>
-Kernels<Problem> kernels_of() {
+Kernels<Problem> kernels_in_a_row() {
   auto run = [](const Problem& problem, void* workspace, void* stream) {
     dispatch_pattern(problem.pattern, [&](auto tag) {
       Launch::template run<typename decltype(tag)::type>(problem, workspace,
                                                          static_cast<cudaStream_t>(stream));
     });
   };
-  return {Launch::suits, Launch::workspace, run, Launch::kSharedBytes};
+  return {Launch::suits, Launch::template workspace<Dense>, run,
+          Launch::template kSharedBytes<Dense>};
 }
 
 }  // namespace tileattn::cuda

@@ -6,13 +6,12 @@
 
 #include "forward_config.cuh"
 #include "softmax.cuh"
-#include "tile.cuh"
 #include "visible_scores.cuh"
 
 namespace tileattn::cuda {
 
-template <class Config>
-struct alignas(128) ForwardShared {
+template <class Config, class Pattern>
+struct alignas(128) ForwardShared : VisibleBits<Config, Pattern> {
   using Element = typename Config::Element;
   Element q[Config::kQueries * Config::kDim];
   Element k[Config::kStages][Config::kKeys * Config::kDim];
@@ -71,17 +70,11 @@ class MainloopSm80 {
   using Mma = typename Config::ScoreMma;
   using QuerySmem = typename Config::QuerySmem;
   using KeySmem = typename Config::KeySmem;
-  using Shared = ForwardShared<Config>;
+  using Shared = ForwardShared<Config, Pattern>;
 
-  CUTE_DEVICE MainloopSm80(const AttentionForward& problem, const Sequence& sequence, int head,
-                           int query_tile)
-      : problem_(problem),
-        sequence_(sequence),
-        scores_(problem, sequence, head, query_tile),
-        head_(head),
-        query_tile_(query_tile) {}
-
-  CUTE_DEVICE auto walk() const { return scores_.walk(); }
+  CUTE_DEVICE MainloopSm80(const AttentionForward& problem, const Tiles<Config, Pattern>& tiles,
+                           int head, Shared& shared)
+      : problem_(problem), tiles_(tiles), scores_(problem, tiles, head, &shared), head_(head) {}
 
   /// Visits the key tiles walk[begin, end).
   template <class Walk, class Out, class Softmax>
@@ -91,12 +84,14 @@ class MainloopSm80 {
     constexpr int kInFlight = 2 * Config::kStages - 2;
     auto fetch_k = [&](int n) {
       if (n < end)
-        fetch(shared.k[(n - begin) % Config::kStages], problem_.k, walk[n], problem_.dim);
+        fetch(shared.k[(n - begin) % Config::kStages], problem_.k, problem_.extra_k, walk[n],
+              problem_.dim);
       cp_async_fence();
     };
     auto fetch_v = [&](int n) {
       if (n < end)
-        fetch(shared.v[(n - begin) % Config::kStages], problem_.v, walk[n], problem_.dim_v);
+        fetch(shared.v[(n - begin) % Config::kStages], problem_.v, problem_.extra_v, walk[n],
+              problem_.dim_v);
       cp_async_fence();
     };
     fetch_q(shared);
@@ -106,6 +101,7 @@ class MainloopSm80 {
       fetch_v(begin + ahead - 1);
       fetch_k(begin + ahead);
     }
+    if (begin < end) scores_.prepare(walk[begin]);
 
     CUTE_NO_UNROLL
     for (int n = begin; n < end; ++n) {
@@ -124,6 +120,7 @@ class MainloopSm80 {
       cp_async_wait<kInFlight>();
       __syncthreads();  // this V is here; this K is used up
       fetch_k(n + Config::kStages);
+      if (n + 1 < end) scores_.prepare(walk[n + 1]);
       multiply_registers(Mma{}, AcrossK{}, out, as_operand_a<Element>(weights), shared.v[stage],
                          typename KeySmem::Transposed{});
     }
@@ -136,35 +133,30 @@ class MainloopSm80 {
   CUTE_DEVICE void store(Shared& shared, const Out& out) const {
     round_to_shared<Element>(Mma{}, out, shared.q, typename QuerySmem::Plain{});
     __syncthreads();
-    int first = query_tile_ * Config::kQueries;
     store_rows<Config>(shared.q, typename QuerySmem::Plain{},
-                       row_pointer<Element>(problem_.out, sequence_.entry,
-                                            std::int64_t{sequence_.first_q} + first, head_),
-                       problem_.out.token_stride, sequence_.len_q - first, problem_.dim_v);
+                       tiles_.template query_rows<Element>(problem_.out, tiles_.own(), head_),
+                       problem_.dim_v);
   }
 
  private:
   CUTE_DEVICE void fetch_q(Shared& shared) const {
-    int first = query_tile_ * Config::kQueries;
     load_rows<Config>(shared.q, typename QuerySmem::Plain{},
-                      row_pointer<const Element>(problem_.q, sequence_.entry,
-                                                 std::int64_t{sequence_.first_q} + first, head_),
-                      problem_.q.token_stride, sequence_.len_q - first, problem_.dim);
+                      tiles_.template query_rows<const Element>(problem_.q, tiles_.own(), head_),
+                      problem_.dim);
   }
 
-  CUTE_DEVICE void fetch(Element* to, const ConstTensorRef& from, int key_tile, int dims) const {
-    int first = key_tile * Config::kKeys, head = head_ / (problem_.heads_q / problem_.heads_kv);
+  template <class Tile>
+  CUTE_DEVICE void fetch(Element* to, const ConstTensorRef& from, const ConstTensorRef& extra,
+                         const Tile& key_tile, int dims) const {
+    int head = head_ / (problem_.heads_q / problem_.heads_kv);
     load_rows<Config>(to, typename KeySmem::Plain{},
-                      row_pointer<const Element>(from, sequence_.entry,
-                                                 std::int64_t{sequence_.first_k} + first, head),
-                      from.token_stride, sequence_.len_k - first, dims);
+                      tiles_.template key_rows<const Element>(from, extra, key_tile, head), dims);
   }
 
   const AttentionForward& problem_;
-  const Sequence& sequence_;
+  const Tiles<Config, Pattern>& tiles_;
   VisibleScores<Config, Pattern> scores_;
   int head_;
-  int query_tile_;
 };
 
 }  // namespace tileattn::cuda

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "tile.cuh"
+#include "tiles_in_a_row.cuh"
 
 namespace tileattn::cuda {
 

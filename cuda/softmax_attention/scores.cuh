@@ -32,6 +32,7 @@ class Scores {
                                     int len_k)
       : problem_(problem),
         modified_(has_modifiers(problem)),
+        bias_(problem.bias.data),
         sequence_(sequence),
         len_q_(len_q),
         len_k_(len_k) {}
@@ -59,7 +60,7 @@ class Scores {
       derivative = 1.0f - capped * capped;
     }
     if (problem_.alibi_slopes) score -= slope_ * abs(query + len_k_ - len_q_ - key);
-    if (problem_.bias.data && query < len_q_ && key < len_k_) score += bias_at(query, key);
+    if (bias_ && query < len_q_ && key < len_k_) score += bias_at(query, key);
     return score;
   }
 
@@ -68,12 +69,13 @@ class Scores {
     const ConstBiasRef& bias = problem_.bias;
     std::int64_t at =
         sequence_ * bias.batch_stride + head_ * bias.head_stride + query * bias.query_stride + key;
-    return bias.dtype == DType::kFloat32 ? static_cast<const float*>(bias.data)[at]
-                                         : float(static_cast<const Element*>(bias.data)[at]);
+    return bias.dtype == DType::kFloat32 ? static_cast<const float*>(bias_)[at]
+                                         : float(static_cast<const Element*>(bias_)[at]);
   }
 
   const AttentionProblem& problem_;
   bool modified_;
+  const void* bias_;  // one value: read anew for each element, it would take registers for each
   int sequence_;
   int len_q_;
   int len_k_;

@@ -1,12 +1,13 @@
-// What the kernels do with one tile: find it, lay it out in shared memory, load
-// it, multiply it, store it.
+// What the kernels do with one tile: lay it out in shared memory, load it,
+// multiply it, store it. Which tokens it holds is the matter of tiles_in_a_row.cuh
+// and tiles_of_grid.cuh.
 #pragma once
 
 #include <cutlass/numeric_conversion.h>
 #include <cute/tensor.hpp>
 #include <type_traits>
 
-#include "tileattn/attention.h"
+#include "tileattn/pattern/pattern.h"
 
 namespace tileattn::cuda {
 
@@ -30,76 +31,6 @@ struct SwizzledSmem {
       Plain{}, Layout<Shape<Int<Columns>, Int<Rows>>, Stride<Int<Rows>, _1>>{}));
 };
 
-/// The tiles of all sequences on one side, numbered without reading their
-/// lengths on the host. Packed sequence n owns the slots from
-/// floor(cu[n] / tile) + n, which leaves room for its cut-off last tile; some
-/// slots stay empty. The tokens after the last sequence count as one more
-/// sequence, number `batch`, that meets nothing on the other side.
-struct TileSlots {
-  const std::int32_t* cu_seqlens;  // or null
-  int batch;
-  int length;
-  int tile;
-
-  TILEATTN_HOST_DEVICE int tiles() const { return tileattn::ceil_div(length, tile); }
-  TILEATTN_HOST_DEVICE int count() const {
-    return cu_seqlens ? length / tile + batch + 1 : batch * tiles();
-  }
-  /// The tokens of sequence n, clamped so that no offset leads outside.
-  TILEATTN_HOST_DEVICE Range tokens(int n) const {
-    if (!cu_seqlens) return {0, length};
-    int begin = offset(n);
-    return {begin, n < batch ? imax(begin, offset(n + 1)) : length};
-  }
-  TILEATTN_HOST_DEVICE int first(int n) const {
-    return cu_seqlens ? offset(n) / tile + n : n * tiles();
-  }
-  /// The sequence that owns `slot`.
-  TILEATTN_HOST_DEVICE int owner(int slot) const {
-    if (!cu_seqlens) return slot / tiles();
-    int low = 0, high = batch;
-    while (low < high) {
-      int middle = (low + high + 1) / 2;
-      if (first(middle) <= slot) low = middle;
-      else high = middle - 1;
-    }
-    return low;
-  }
-
- private:
-  TILEATTN_HOST_DEVICE int offset(int n) const { return imax(0, imin(length, cu_seqlens[n])); }
-};
-
-TILEATTN_HOST_DEVICE TileSlots query_slots(const AttentionProblem& problem, int tile) {
-  return {problem.cu_seqlens_q, problem.batch, problem.len_q, tile};
-}
-TILEATTN_HOST_DEVICE TileSlots key_slots(const AttentionProblem& problem, int tile) {
-  return {problem.cu_seqlens_k, problem.batch, problem.len_k, tile};
-}
-
-/// One sequence of a batch or of packed tokens.
-struct Sequence {
-  int index;  // in the batch
-  int entry;  // of the tensors' batch dimension
-  int first_q, len_q, first_k, len_k;
-
-  __device__ Sequence(const AttentionProblem& problem, int index) : index(index) {
-    bool packed = problem.cu_seqlens_q != nullptr, tail = index == problem.batch;
-    Range q = query_slots(problem, 1).tokens(index), k = key_slots(problem, 1).tokens(index);
-    entry = packed ? 0 : index;
-    first_q = q.begin, len_q = q.size();
-    first_k = k.begin, len_k = k.size();
-    if (tail) len_q = len_k = 0;
-  }
-};
-
-/// The element at `token` of the sequence, head `head`.
-template <class Element, class Ref>
-CUTE_DEVICE Element* row_pointer(const Ref& tensor, int entry, std::int64_t token, int head) {
-  return static_cast<Element*>(tensor.data) + entry * tensor.batch_stride +
-         token * tensor.token_stride + head * tensor.head_stride;
-}
-
 /// threadIdx.x, in a way that keeps the compiler from computing what depends on
 /// it (addresses, coordinates) once and holding it in registers across the loop.
 CUTE_DEVICE int fresh_thread_index() {
@@ -119,27 +50,25 @@ CUTE_DEVICE void for_each_chunk(Layout layout, Visit&& visit) {
     visit((thread + n) / kChunks, (thread + n) % kChunks * 8);
 }
 
-/// Starts copying a [rows, dims] tile; what lies outside of it is set to zero.
-template <class Config, class Layout>
-CUTE_DEVICE void load_rows(typename Config::Element* to, Layout layout,
-                           const typename Config::Element* from, std::int64_t row_stride, int rows,
+/// Starts copying the rows of a tile; what lies outside of it is set to zero.
+template <class Config, class Layout, class Rows>
+CUTE_DEVICE void load_rows(typename Config::Element* to, Layout layout, const Rows& rows,
                            int dims) {
   for_each_chunk<Config>(layout, [&](int row, int column) {
-    bool inside = row < rows && column < dims;
-    auto* source = inside ? from + row * row_stride + column : from;
+    bool inside = rows.has(row) && column < dims;
+    auto* source = inside ? rows[row] + column : rows.first;
     SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>::copy(
         *reinterpret_cast<const uint128_t*>(source),
         *reinterpret_cast<uint128_t*>(to + layout(row, column)), inside);
   });
 }
 
-template <class Config, class Layout>
-CUTE_DEVICE void store_rows(const typename Config::Element* from, Layout layout,
-                            typename Config::Element* to, std::int64_t row_stride, int rows,
+template <class Config, class Layout, class Rows>
+CUTE_DEVICE void store_rows(const typename Config::Element* from, Layout layout, const Rows& rows,
                             int dims) {
   for_each_chunk<Config>(layout, [&](int row, int column) {
-    if (row < rows && column < dims)
-      *reinterpret_cast<uint128_t*>(to + row * row_stride + column) =
+    if (rows.has(row) && column < dims)
+      *reinterpret_cast<uint128_t*>(rows[row] + column) =
           *reinterpret_cast<const uint128_t*>(from + layout(row, column));
   });
 }
@@ -223,6 +152,13 @@ CUTE_DEVICE auto by_rows(Product&& product) {
     auto columns = make_layout(get<0, 0>(layout), get<2>(layout));
     return make_tensor(product.data(), make_layout(rows, columns));
   }
+}
+
+/// The tile coordinates of a thread's scores, by_rows.
+template <class Config>
+CUTE_DEVICE auto score_coordinates(int thread) {
+  return by_rows(typename Config::ScoreMma{}.get_slice(thread).partition_C(
+      make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
 }
 
 }  // namespace tileattn::cuda

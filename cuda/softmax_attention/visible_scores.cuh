@@ -3,7 +3,7 @@
 #pragma once
 
 #include "scores.cuh"
-#include "tile.cuh"
+#include "tiles_in_a_row.cuh"
 
 namespace tileattn::cuda {
 
@@ -20,18 +20,18 @@ TILEATTN_HOST_DEVICE bool plain(const AttentionProblem& problem) {
 template <class Config, class Pattern, Modifiers kModifiers = Modifiers::kAny>
 class VisibleScores {
  public:
-  CUTE_DEVICE VisibleScores(const AttentionProblem& problem, const Sequence& sequence, int head,
-                            int query_tile)
+  CUTE_DEVICE VisibleScores(const AttentionProblem& problem, const Tiles<Config, Pattern>& tiles,
+                            int head, VisibleBits<Config, Pattern>*)
       : problem_(problem),
-        pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
-        scores_(problem, sequence.index, sequence.len_q, sequence.len_k),
-        query_tile_(query_tile),
+        pattern_(tiles.pattern()),
+        scores_(problem, tiles.sequence().index, tiles.sequence().len_q, tiles.sequence().len_k),
+        query_tile_(tiles.own()),
         plain_(kModifiers == Modifiers::kNone || plain(problem)) {
     if (kModifiers == Modifiers::kAny) scores_.set_head(head);
   }
 
-  /// The key tiles to visit.
-  CUTE_DEVICE auto walk() const { return pattern_.keys_of(query_tile_, Config::kTiling); }
+  /// Between barriers, before modify().
+  CUTE_DEVICE void prepare(int /*key_tile*/) const {}
 
   /// Products become scores, -inf where hidden; returns what makes them base-2 logits.
   template <class Matrix>
@@ -58,8 +58,7 @@ class VisibleScores {
     for (int c = 0; c < size<1>(products); ++c) {
       // Where modifiers take registers, coordinates are computed afresh for each column.
       int thread = kModifiers == Modifiers::kNone ? int(threadIdx.x) : fresh_thread_index();
-      Tensor coordinates = by_rows(typename Config::ScoreMma{}.get_slice(thread).partition_C(
-          make_identity_tensor(Shape<Int<Config::kQueries>, Int<Config::kKeys>>{})));
+      Tensor coordinates = score_coordinates<Config>(thread);
       int key = key_tile * Config::kKeys + get<1>(coordinates(0, c));
       __builtin_assume(key >= 0);
       CUTE_UNROLL

@@ -11,16 +11,16 @@ from tileattn import _ops
 
 _SPEC = (
     "Tensor? extra_keys, Tensor? extra_values, int[] window, int[] stride, int[] dilation, "
-    "int[] causal, int[] offset, bool clip, float scale"
+    "int[] causal, int[] offset, bool clip, float scale, bool deterministic"
 )
-_ops._LIBRARY.define(
-    f"neighborhood_forward(Tensor q, Tensor k, Tensor v, {_SPEC}) -> (Tensor out, Tensor lse)"
-)
-_ops._LIBRARY.define(
+SCHEMAS = (
+    f"neighborhood_forward(Tensor q, Tensor k, Tensor v, {_SPEC}) -> (Tensor out, Tensor lse)",
     "neighborhood_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, "
     f"Tensor lse, {_SPEC}) "
-    "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dextra_keys, Tensor dextra_values)"
+    "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dextra_keys, Tensor dextra_values)",
 )
+for _schema in SCHEMAS:
+    _ops._LIBRARY.define(_schema)
 
 _BACKWARD = torch.ops.tileattn.neighborhood_backward
 #: Positions of the forward's arguments that are tensors.

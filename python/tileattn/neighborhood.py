@@ -38,6 +38,7 @@ class _Options(TypedDict, total=False):
     scale: float | None
     extra_keys: Tensor | None
     extra_values: Tensor | None
+    deterministic: bool
     backend: str | None
 
 
@@ -73,6 +74,7 @@ def neighborhood_attention(
     scale: float | None = None,
     extra_keys: Tensor | None = None,
     extra_values: Tensor | None = None,
+    deterministic: bool = False,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -99,6 +101,7 @@ def neighborhood_attention(
         scale: factor of the scores; D ** -0.5 by default.
         extra_keys: [B, E, Hkv, D] keys that every query sees, in the same softmax.
         extra_values: [B, E, Hkv, Dv], with extra_keys.
+        deterministic: bit-equal gradients from run to run.
         return_lse: also return the logarithm of each row's sum.
         backend: "auto", "cuda", "cpu" or "reference"; None: that of :func:`tileattn.use_backend`.
 
@@ -116,13 +119,14 @@ def neighborhood_attention(
     Source: Hassani et al., Neighborhood Attention Transformer (CVPR 2023) and Generalized
     Neighborhood Attention (2025).
     """
+    _checks.check_flag("deterministic", deterministic)
     _checks.check_flag("return_lse", return_lse)
     q, k, v, _ = _autocast(q, k, v, None)
     grid = check_grid(q, k, v)
     spec = check_spec(grid, window, stride, dilation, causal)
     extra_keys, extra_values = _cast_like(q, extra_keys), _cast_like(q, extra_values)
     check_extra(extra_keys, extra_values, q, v, k.shape[-2])
-    out, lse = _attend(q, k, v, spec, scale, extra_keys, extra_values, backend)
+    out, lse = _attend(q, k, v, spec, scale, extra_keys, extra_values, deterministic, backend)
     return (out, lse) if return_lse else out
 
 
@@ -135,6 +139,7 @@ def halo_attention(
     halo: PerAxis,
     border: Literal["cut", "zeros"] = "cut",
     scale: float | None = None,
+    deterministic: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Attention of each block of queries over the block and ``halo`` keys around it.
@@ -146,7 +151,7 @@ def halo_attention(
         halo: keys seen before and after the block per axis, >= 0.
         border: what lies beyond the grid: "cut", nothing; "zeros", keys and values of zeros, which
             take part in the softmax (HaloNet's padding).
-        scale, backend: as in :func:`neighborhood_attention`.
+        scale, deterministic, backend: as in :func:`neighborhood_attention`.
 
     Returns:
         [B, *grid, Hq, Dv] of q's dtype.
@@ -156,6 +161,7 @@ def halo_attention(
 
     Source: Vaswani et al., Scaling Local Self-Attention (HaloNet, CVPR 2021).
     """
+    _checks.check_flag("deterministic", deterministic)
     if border not in _BORDERS:
         raise ValueError(f"border is {border!r}; allowed: {', '.join(map(repr, _BORDERS))}")
     q, k, v, _ = _autocast(q, k, v, None)
@@ -163,9 +169,8 @@ def halo_attention(
     blocks = per_axis("block", block, len(grid), 1)
     halos = per_axis("halo", halo, len(grid), 0)
     windows = tuple(b + 2 * h for b, h in zip(blocks, halos, strict=True))
-    out, lse = _attend(
-        q, k, v, _clipped(windows, blocks, (0,) * len(grid)), scale, None, None, backend
-    )
+    spec = _clipped(windows, blocks, (0,) * len(grid))
+    out, lse = _attend(q, k, v, spec, scale, None, None, deterministic, backend)
     if border == "cut":
         return out
     # m more logits of 0 without a value join a row's sum: they only shrink its weights.
@@ -182,6 +187,7 @@ def windowed_attention(
     window: PerAxis,
     shift: PerAxis = 0,
     scale: float | None = None,
+    deterministic: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Attention within the blocks of a grid, as in Swin; no cyclic shift and no mask is needed.
@@ -191,7 +197,7 @@ def windowed_attention(
             :func:`neighborhood_attention`.
         window: tokens of a block per axis, >= 1; blocks at borders may be smaller.
         shift: where the second block begins per axis, 0 <= shift < window (0: at window).
-        scale, backend: as in :func:`neighborhood_attention`.
+        scale, deterministic, backend: as in :func:`neighborhood_attention`.
 
     Returns:
         [B, *grid, Hq, Dv] of q's dtype.
@@ -201,6 +207,7 @@ def windowed_attention(
 
     Source: Liu et al., Swin Transformer (ICCV 2021).
     """
+    _checks.check_flag("deterministic", deterministic)
     q, k, v, _ = _autocast(q, k, v, None)
     grid = check_grid(q, k, v)
     windows = per_axis("window", window, len(grid), 1)
@@ -209,7 +216,8 @@ def windowed_attention(
         if s >= w:
             raise ValueError(f"shift is {s} on axis {axis}; it must be below the window there, {w}")
     offsets = tuple((w - s) % w for w, s in zip(windows, shifts, strict=True))
-    return _attend(q, k, v, _clipped(windows, windows, offsets), scale, None, None, backend)[0]
+    spec = _clipped(windows, windows, offsets)
+    return _attend(q, k, v, spec, scale, None, None, deterministic, backend)[0]
 
 
 def _clipped(windows: tuple[int, ...], strides: tuple[int, ...], offsets: tuple[int, ...]) -> Spec:
@@ -244,6 +252,7 @@ def _attend(
     scale: float | None,
     extra_keys: Tensor | None,
     extra_values: Tensor | None,
+    deterministic: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """out and lse of checked tensors."""
@@ -264,6 +273,10 @@ def _attend(
         return out, lse
     capabilities.require(chosen, "neighborhood attention", "neighborhood attention")
     _require_kernel(chosen, q, v)
+    limit, dim = capabilities.CUDA_GRID_HEAD_DIM, max(q.shape[-1], v.shape[-1])
+    if dim > limit:
+        feature = f"neighborhood attention, head dims above {limit}"
+        capabilities.require(chosen, feature, f"neighborhood attention with head dim {dim}")
     _refuse_functional_transforms(q, k, v, extra_keys, extra_values)
-    out, lse = _FORWARD(q, k, v, extra_keys, extra_values, *spec, factor)
+    out, lse = _FORWARD(q, k, v, extra_keys, extra_values, *spec, factor, deterministic)
     return out, lse

@@ -212,7 +212,8 @@ cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSucc
 
 const char* ptxsim_kernel_names() {
   std::set<std::string> names;  // a kernel may be in several binaries
-  for (const auto& [key, function] : runtime().functions) names.insert(readable_name(function.name));
+  for (const auto& [key, function] : runtime().functions)
+    names.insert(readable_name(function.name));
   static std::string text;
   text.clear();
   for (const auto& name : names) text += name + '\n';

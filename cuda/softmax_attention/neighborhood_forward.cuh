@@ -1,0 +1,54 @@
+// The forward on a grid: the kernel of forward.cuh with tiles and scores of grids.
+#pragma once
+
+#include "forward.cuh"
+#include "visible_bits.cuh"
+
+namespace tileattn::cuda {
+
+/// Products are scaled and hidden; there are no modifiers on a grid.
+template <class Config>
+class VisibleScores<Config, Neighborhood<3>, Modifiers::kAny> {
+ public:
+  using GridTiles = Tiles<Config, Neighborhood<3>>;
+  using Bits = VisibleBits<Config, Neighborhood<3>>;
+
+  CUTE_DEVICE VisibleScores(const AttentionProblem& problem, const GridTiles& tiles, int /*head*/,
+                            Bits* bits)
+      : problem_(problem),
+        tiles_(tiles),
+        bits_(*bits),
+        window_(tiles.window(tiles.own(), Bits::row())) {}
+
+  CUTE_DEVICE void prepare(const GridTile& key_tile) const {
+    bits_.write(tiles_, key_tile, window_);
+  }
+
+  template <class Matrix>
+  CUTE_DEVICE float modify(Matrix&& products, const GridTile& /*key_tile*/) const {
+    const bool positive = problem_.scale > 0.0f;
+    if (!positive) {
+      CUTE_UNROLL
+      for (int n = 0; n < size(products); ++n) products(n) *= problem_.scale;
+    }
+    SeenElements<Config> seen(bits_);
+    if (!seen.all()) {
+      CUTE_UNROLL
+      for (int r = 0; r < size<0>(products); ++r) {
+        auto in_row = seen.in_row(r);
+        CUTE_UNROLL
+        for (int c = 0; c < size<1>(products); ++c)
+          products(r, c) = in_row(c) ? products(r, c) : -INFINITY;
+      }
+    }
+    return positive ? problem_.scale * kLog2E : kLog2E;
+  }
+
+ private:
+  const AttentionProblem& problem_;
+  const GridTiles& tiles_;
+  Bits& bits_;
+  Box<3> window_;  // of the row whose bits this thread writes
+};
+
+}  // namespace tileattn::cuda

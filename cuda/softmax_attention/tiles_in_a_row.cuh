@@ -1,0 +1,209 @@
+// Tiles of tokens in a row: those of one sequence of a batch, or of packed tokens.
+//
+// What the loops ask of tiles is the class Tiles below; tiles_of_grid.cuh is its
+// other implementation. A tile is named by a `Tile` (here its number in the
+// sequence), and the rows that a tile has in a tensor are a struct with
+//   T*   first;                    of row 0
+//   bool has(int row) const;       whether the row is a token
+//   T*   operator[](int row) const;
+#pragma once
+
+#include "grid_plan.h"
+#include "tile.cuh"
+#include "tileattn/attention.h"
+#include "tileattn/pattern/dense.h"
+
+namespace tileattn::cuda {
+
+/// The tiles of all sequences on one side, numbered without reading their
+/// lengths on the host. Packed sequence n owns the slots from
+/// floor(cu[n] / tile) + n, which leaves room for its cut-off last tile; some
+/// slots stay empty. The tokens after the last sequence count as one more
+/// sequence, number `batch`, that meets nothing on the other side.
+struct TileSlots {
+  const std::int32_t* cu_seqlens;  // or null
+  int batch;
+  int length;
+  int tile;
+
+  TILEATTN_HOST_DEVICE int tiles() const { return tileattn::ceil_div(length, tile); }
+  TILEATTN_HOST_DEVICE int count() const {
+    return cu_seqlens ? length / tile + batch + 1 : batch * tiles();
+  }
+  /// The tokens of sequence n, clamped so that no offset leads outside.
+  TILEATTN_HOST_DEVICE Range tokens(int n) const {
+    if (!cu_seqlens) return {0, length};
+    int begin = offset(n);
+    return {begin, n < batch ? imax(begin, offset(n + 1)) : length};
+  }
+  TILEATTN_HOST_DEVICE int first(int n) const {
+    return cu_seqlens ? offset(n) / tile + n : n * tiles();
+  }
+  /// The sequence that owns `slot`.
+  TILEATTN_HOST_DEVICE int owner(int slot) const {
+    if (!cu_seqlens) return slot / tiles();
+    int low = 0, high = batch;
+    while (low < high) {
+      int middle = (low + high + 1) / 2;
+      if (first(middle) <= slot) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+
+ private:
+  TILEATTN_HOST_DEVICE int offset(int n) const { return imax(0, imin(length, cu_seqlens[n])); }
+};
+
+TILEATTN_HOST_DEVICE TileSlots query_slots(const AttentionProblem& problem, int tile) {
+  return {problem.cu_seqlens_q, problem.batch, problem.len_q, tile};
+}
+TILEATTN_HOST_DEVICE TileSlots key_slots(const AttentionProblem& problem, int tile) {
+  return {problem.cu_seqlens_k, problem.batch, problem.len_k, tile};
+}
+
+/// One sequence of a batch or of packed tokens.
+struct Sequence {
+  int index;  // in the batch
+  int entry;  // of the tensors' batch dimension
+  int first_q, len_q, first_k, len_k;
+
+  __device__ Sequence(const AttentionProblem& problem, int index) : index(index) {
+    bool packed = problem.cu_seqlens_q != nullptr, tail = index == problem.batch;
+    Range q = query_slots(problem, 1).tokens(index), k = key_slots(problem, 1).tokens(index);
+    entry = packed ? 0 : index;
+    first_q = q.begin, len_q = q.size();
+    first_k = k.begin, len_k = k.size();
+    if (tail) len_q = len_k = 0;
+  }
+};
+
+/// The element at `token` of the sequence, head `head`.
+template <class Element, class Ref>
+CUTE_DEVICE Element* row_pointer(const Ref& tensor, int entry, std::int64_t token, int head) {
+  return static_cast<Element*>(tensor.data) + entry * tensor.batch_stride +
+         token * tensor.token_stride + head * tensor.head_stride;
+}
+
+/// The element at `token` of the entry, on a grid or not.
+template <class Element, class Ref>
+CUTE_DEVICE Element* token_pointer(const AttentionProblem& problem, const Ref& tensor, int entry,
+                                   std::int64_t token, int head) {
+  if (problem.neighborhood.rank == 0) return row_pointer<Element>(tensor, entry, token, head);
+  const auto& axis = problem.neighborhood.axis;
+  int line = int(token) / axis[2].length, z = int(token) - line * axis[2].length;
+  int x = line / axis[1].length, y = line - x * axis[1].length;
+  return row_pointer<Element>(tensor, entry, z, head) + x * tensor.outer_stride[0] +
+         y * tensor.outer_stride[1];
+}
+
+template <class T>
+struct RowsInARow {
+  T* first;
+  std::int64_t stride;
+  int count;
+
+  CUTE_DEVICE bool has(int row) const { return row < count; }
+  CUTE_DEVICE T* operator[](int row) const { return first + row * stride; }
+};
+
+/// The tile that a block owns, and those that it visits.
+template <class Config, class Pattern>
+class Tiles {
+ public:
+  using Slots = TileSlots;
+  using Tile = int;
+  using AnyPattern = Dense;  // for kernels that the pattern does not matter to
+
+  static GridPlan plan(const AttentionProblem&) { return {}; }
+  TILEATTN_HOST_DEVICE static Slots query_slots(const AttentionProblem& problem, const GridPlan&) {
+    return cuda::query_slots(problem, Config::kQueries);
+  }
+  TILEATTN_HOST_DEVICE static Slots key_slots(const AttentionProblem& problem, const GridPlan&) {
+    return cuda::key_slots(problem, Config::kKeys);
+  }
+  /// At most so many key tiles does a query tile visit.
+  static int most_visits(const AttentionProblem& problem, const GridPlan&) {
+    return tileattn::ceil_div(problem.len_k, Config::kKeys);
+  }
+
+  CUTE_DEVICE Tiles(const AttentionProblem& problem, const Sequence& sequence, Tile tile, int rows)
+      : problem_(problem),
+        sequence_(sequence),
+        pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
+        tile_(tile),
+        rows_(rows) {}
+
+  /// The block owns the tile of `slot`.
+  CUTE_DEVICE static Tiles of_slot(const AttentionProblem& problem, const GridPlan&,
+                                   const Slots& slots, int slot) {
+    Sequence sequence(problem, slots.owner(slot));
+    int tile = slot - slots.first(sequence.index);
+    return {problem, sequence, tile, slots.tokens(sequence.index).size() - tile * slots.tile};
+  }
+
+  CUTE_DEVICE const Sequence& sequence() const { return sequence_; }
+  CUTE_DEVICE const Pattern& pattern() const { return pattern_; }
+  CUTE_DEVICE Tile own() const { return tile_; }
+  /// Whether there is anything to write for it,
+  CUTE_DEVICE bool exists() const { return tile_ >= 0 && rows_ > 0; }
+  /// and whether it is a tile of queries that see keys.
+  CUTE_DEVICE bool attends() const { return tile_ * Config::kQueries < sequence_.len_q; }
+
+  /// The tiles of keys, or of queries, that the own one meets.
+  CUTE_DEVICE auto keys() const { return pattern_.keys_of(tile_, Config::kTiling); }
+  CUTE_DEVICE auto queries() const { return pattern_.queries_of(tile_, Config::kTiling); }
+
+  template <class T, class Ref>
+  CUTE_DEVICE RowsInARow<T> query_rows(const Ref& tensor, Tile tile, int head) const {
+    int first = tile * Config::kQueries;
+    return {row_pointer<T>(tensor, sequence_.entry, std::int64_t{sequence_.first_q} + first, head),
+            tensor.token_stride, sequence_.len_q - first};
+  }
+  /// Grids have extra keys besides.
+  template <class T, class Ref>
+  CUTE_DEVICE RowsInARow<T> key_rows(const Ref& tensor, const Ref& /*extra*/, Tile tile,
+                                     int head) const {
+    int first = tile * Config::kKeys;
+    return {row_pointer<T>(tensor, sequence_.entry, std::int64_t{sequence_.first_k} + first, head),
+            tensor.token_stride, sequence_.len_k - first};
+  }
+  /// Those of the own tile; tokens behind the last sequence are rows, too.
+  template <class T, class Ref>
+  CUTE_DEVICE RowsInARow<T> own_query_rows(const Ref& tensor, int head) const {
+    auto rows = query_rows<T>(tensor, tile_, head);
+    return {rows.first, rows.stride, rows_};
+  }
+  template <class T, class Ref>
+  CUTE_DEVICE RowsInARow<T> own_key_rows(const Ref& tensor, const Ref& extra, int head) const {
+    auto rows = key_rows<T>(tensor, extra, tile_, head);
+    return {rows.first, rows.stride, rows_};
+  }
+  /// Of an array [entry, token, query head, width], contiguous.
+  template <class T>
+  CUTE_DEVICE RowsInARow<T> result_rows(T* array, int width, Tile tile, int head) const {
+    int first = tile * Config::kQueries;
+    std::int64_t token = std::int64_t{sequence_.entry} * problem_.len_q + sequence_.first_q + first;
+    return {array + (token * problem_.heads_q + head) * width,
+            std::int64_t{problem_.heads_q} * width, sequence_.len_q - first};
+  }
+
+  /// The slot of a query tile.
+  CUTE_DEVICE int query_slot(Tile tile) const {
+    return cuda::query_slots(problem_, Config::kQueries).first(sequence_.index) + tile;
+  }
+
+ private:
+  const AttentionProblem& problem_;
+  Sequence sequence_;
+  Pattern pattern_;
+  Tile tile_;
+  int rows_;
+};
+
+/// Where score parts keep, in shared memory, what they know of the elements of a tile; patterns
+/// of tokens in a row are asked element by element instead.
+template <class Config, class Pattern>
+struct VisibleBits {};
+
+}  // namespace tileattn::cuda
