@@ -81,6 +81,8 @@ def test_half_precision_module() -> None:
         (dict(embed_dim=10, num_heads=4, window=3), "embed_dim is 10"),
         (dict(embed_dim=16, num_heads=4, window=3, num_kv_heads=3), "num_kv_heads is 3"),
         (dict(embed_dim=16, num_heads=4, window=(3, 1)), "window is 1 on axis 1"),
+        (dict(embed_dim=16, num_heads=4, window=(3, 4), stride=(3, 5)), "stride is 5 on axis 1"),
+        (dict(embed_dim=16, num_heads=4, window=3, dilation=(0, 1)), "dilation is 0 on axis 0"),
     ],
 )
 def test_bad_sizes(arguments: dict[str, Any], message: str) -> None:

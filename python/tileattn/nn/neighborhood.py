@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tileattn._neighborhood_checks import PerAxis, per_axis
+from tileattn._neighborhood_checks import PerAxis, check_spec, per_axis
 from tileattn.neighborhood import neighborhood_attention
 from tileattn.neighborhood_unfused import neighborhood_av, neighborhood_qk, relative_positions
 
@@ -48,6 +48,9 @@ class _NeighborhoodAttention(nn.Module):
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = embed_dim // num_heads
         self.window = per_axis("window", window, self.rank, 2)
+        dilations = per_axis("dilation", dilation, self.rank, 1)
+        smallest = [w * d for w, d in zip(self.window, dilations, strict=True)]
+        check_spec(smallest, window, stride, dilation, causal)  # else told by the first forward
         self.stride, self.dilation, self.causal = stride, dilation, causal
         self.scale = scale
         channels = (num_heads + 2 * num_kv_heads) * self.head_dim
