@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tileattn._ops import SCHEMAS
+from tileattn import _linear_ops, _ops
 
 _BUILD = Path(__file__).parents[1] / "build/Release"
 _OPTIONS = {
@@ -43,7 +43,7 @@ class Simulator:
         self._runtime = ctypes.CDLL(str(_BUILD / "ptxsim/libptxsim.so"), mode=ctypes.RTLD_GLOBAL)
         self._runtime.ptxsim_stats_json.restype = ctypes.c_char_p
         self._library = torch.library.Library("tileattn_simulated", "DEF")
-        for schema in SCHEMAS:
+        for schema in (*_ops.SCHEMAS, *_linear_ops.SCHEMAS):
             self._library.define(schema)
         torch.ops.load_library(str(_BUILD / "_torch_simulated.so"))
         self.calls = 0

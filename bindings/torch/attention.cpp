@@ -2,7 +2,6 @@
 // ABI. Python validates for people; the checks here guard memory only.
 #include "tileattn/attention.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
@@ -155,12 +154,6 @@ Tensor bias_gradient_buffer(const Inputs& in, bool deterministic) {
   }
   return torch::stable::new_zeros(bias, sizes, ScalarType::Float);
 }
-
-#ifdef TILEATTN_HAS_CUDA
-Tensor workspace(const Tensor& like, std::size_t bytes) {
-  return torch::stable::new_empty(like, {static_cast<std::int64_t>(bytes)}, ScalarType::Byte);
-}
-#endif
 
 void run(const AttentionForward& problem, const Tensor& q) {
 #ifdef TILEATTN_HAS_CUDA

@@ -70,8 +70,10 @@ void check(const LinearInputs& in) {
                     "tileattn: cu_seqlens must be int32 [sequences + 1], with batch 1");
 }
 
-/// Rows must be contiguous; other strides are free.
+/// Rows must be contiguous, and for CUDA kernels readable as 16-byte vectors, which only rows of
+/// whole vectors can be; other strides are free.
 Tensor with_unit_rows(const Tensor& tensor) {
+  if (tensor.size(3) * size_of(dtype_of(tensor)) % 16 == 0) return with_vector_rows(tensor);
   return tensor.size(3) > 1 && tensor.stride(3) != 1 ? torch::stable::contiguous(tensor) : tensor;
 }
 
@@ -130,6 +132,36 @@ Tensor new_rows(const LinearInputs& in, const Sizes& sizes, ScalarType dtype) {
                        : torch::stable::new_empty(in.k, sizes, dtype);
 }
 
+/// The entry points of an op.
+template <class Problem>
+struct Backends {
+  void (*cpu)(const Problem&, const Executor&);
+#ifdef TILEATTN_HAS_CUDA
+  std::size_t (*cuda_workspace)(const Problem&);
+  void (*cuda)(const Problem&, void* workspace, void* stream);
+#endif
+};
+
+#ifdef TILEATTN_HAS_CUDA
+#define TILEATTN_BACKENDS(op) {cpu::op, cuda::op##_workspace, cuda::op}
+#else
+#define TILEATTN_BACKENDS(op) {cpu::op}
+#endif
+
+/// Runs the problem where `tensor` is.
+template <class Problem>
+void run(const Backends<Problem>& op, const Problem& problem, const Tensor& tensor) {
+#ifdef TILEATTN_HAS_CUDA
+  if (tensor.is_cuda()) {
+    torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
+    Tensor memory = workspace(tensor, op.cuda_workspace(problem));
+    op.cuda(problem, memory.data_ptr(), current_cuda_stream(tensor.get_device_index()));
+    return;
+  }
+#endif
+  op.cpu(problem, torch_executor());
+}
+
 const Sizes kNothing{0};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_attention_forward(
@@ -149,7 +181,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_attention_forward(
   problem.out = ref(out);
   problem.denominator = static_cast<float*>(denominator.data_ptr());
   problem.final_state = state(last_s, last_z);
-  if (last_s.numel() > 0) cpu::linear_attention_forward(problem, torch_executor());
+  if (last_s.numel() > 0)
+    run<LinearAttentionForward>(TILEATTN_BACKENDS(linear_attention_forward), problem, k);
   return {out, denominator, last_s, last_z};
 }
 
@@ -192,7 +225,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_attention_back
   problem.dv = ref(dv);
   if (with_decay) problem.dlog_decay = static_cast<float*>(ddecay.data_ptr());
   problem.dinitial_state = state(ds, dz);
-  if (ds.numel() > 0) cpu::linear_attention_backward(problem, torch_executor());
+  if (ds.numel() > 0)
+    run<LinearAttentionBackward>(TILEATTN_BACKENDS(linear_attention_backward), problem, k);
   return {dq, dk, dv, ddecay, ds, dz};
 }
 
@@ -208,7 +242,7 @@ std::tuple<Tensor, Tensor> segment_state(Tensor k, Tensor v, OptionalTensor log_
   LinearAttentionState problem;
   describe(in, problem);
   problem.final_state = state(last_s, last_z);
-  if (last_s.numel() > 0) cpu::segment_state(problem, torch_executor());
+  if (last_s.numel() > 0) run<LinearAttentionState>(TILEATTN_BACKENDS(segment_state), problem, k);
   return {last_s, last_z};
 }
 
@@ -255,6 +289,13 @@ Tensor linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor s, OptionalTen
                     z ? static_cast<float*>(z->data_ptr()) : nullptr};
   problem.num_states = static_cast<int>(s.size(0));
   problem.slots = data_or_null<std::int32_t>(slots);
+#ifdef TILEATTN_HAS_CUDA
+  if (q.is_cuda()) {
+    torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+    cuda::linear_attention_step(problem, current_cuda_stream(q.get_device_index()));
+    return out;
+  }
+#endif
   cpu::linear_attention_step(problem, torch_executor());
   return out;
 }
@@ -262,10 +303,20 @@ Tensor linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor s, OptionalTen
 }  // namespace
 }  // namespace tileattn::torch_binding
 
-STABLE_TORCH_LIBRARY_IMPL(tileattn, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(TILEATTN_OP_NAMESPACE, CPU, library) {
   namespace ops = tileattn::torch_binding;
   library.impl("linear_attention_forward", TORCH_BOX(&ops::linear_attention_forward));
   library.impl("linear_attention_backward", TORCH_BOX(&ops::linear_attention_backward));
   library.impl("segment_state", TORCH_BOX(&ops::segment_state));
   library.impl("linear_attention_step", TORCH_BOX(&ops::linear_attention_step));
 }
+
+#ifdef TILEATTN_HAS_CUDA
+STABLE_TORCH_LIBRARY_IMPL(TILEATTN_OP_NAMESPACE, CUDA, library) {
+  namespace ops = tileattn::torch_binding;
+  library.impl("linear_attention_forward", TORCH_BOX(&ops::linear_attention_forward));
+  library.impl("linear_attention_backward", TORCH_BOX(&ops::linear_attention_backward));
+  library.impl("segment_state", TORCH_BOX(&ops::segment_state));
+  library.impl("linear_attention_step", TORCH_BOX(&ops::linear_attention_step));
+}
+#endif

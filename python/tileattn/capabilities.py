@@ -22,7 +22,11 @@ _HEAD_DIM = f"kernels are built for multiples of {HEAD_DIM_STEP} up to {MAX_HEAD
 _PACKED_BIAS = "a bias has no layout for packed sequences of different lengths"
 _SLOPES = "ALiBi slopes are constants of the model and are not differentiated"
 _NEIGHBORHOOD = "neighborhood attention has kernels for the CPU only so far"
-_LINEAR = "linear attention has kernels for the CPU only so far"
+MAX_CUDA_LINEAR_DIM = 128
+_LINEAR_DIM = (
+    f"the CUDA kernels of linear attention take multiples of {HEAD_DIM_STEP} up to "
+    f"{MAX_CUDA_LINEAR_DIM}: the state of a head stays on chip"
+)
 _SECOND = "the backward kernels are not differentiable themselves"
 
 #: feature -> {backend: why not}; a backend that is not named supports the feature.
@@ -39,7 +43,8 @@ _MISSING: dict[str, dict[str, str]] = {
     "gradient of alibi_slopes": dict.fromkeys(("cuda", "cpu", "reference"), _SLOPES),
     "cu_seqlens (packed sequences)": {},
     "gradients of q, k, v, bias, sinks, lse": {},
-    "linear attention": {"cuda": _LINEAR},
+    "linear attention": {},
+    "linear attention, any head dim": {"cuda": _LINEAR_DIM},
     "neighborhood attention": {"cuda": _NEIGHBORHOOD},
     "second derivatives": {"cuda": _SECOND, "cpu": _SECOND},
 }
