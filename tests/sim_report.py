@@ -27,6 +27,9 @@ DIMS = (64, 96, 128, 256)
 TOKENS, HEADS = 256, 2
 FORWARD = torch.ops.tileattn.attention_forward
 BACKWARD = torch.ops.tileattn.attention_backward
+LINEAR_DIMS = (64, 128)
+LINEAR_FORWARD = torch.ops.tileattn.linear_attention_forward
+LINEAR_BACKWARD = torch.ops.tileattn.linear_attention_backward
 
 # The counters of one kernel, as ptxsim_stats_json gives them; by problem, then by kernel.
 Counters = dict[str, Any]
@@ -57,7 +60,24 @@ def measure(simulator: Simulator) -> Measured:
                 measured[f"forward {where} on Hopper"] = _by_kernel(simulator)
                 BACKWARD(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
+        for dim in LINEAR_DIMS:
+            _measure_linear(simulator, dim, measured)
     return measured
+
+
+def _measure_linear(simulator: Simulator, dim: int, measured: Measured) -> None:
+    """Normalized, with a decay that has a gradient; in one go, and in segments."""
+    generator = torch.Generator().manual_seed(dim)
+    shape = (1, TOKENS, HEADS, dim)
+    q, k, v, dout = (torch.randn(shape, generator=generator).half() for _ in range(4))
+    log_decay = -torch.rand(shape[:3], generator=generator)
+    tail = (log_decay, None, None, None, dim**-0.5, True, True)
+    for where, multiprocessors in (("", 1), (" in segments", 132)):
+        with simulator.configured(multiprocessors=multiprocessors):
+            out, denominator, *_ = LINEAR_FORWARD(q.abs(), k.abs(), v, *tail)
+            measured[f"linear forward {dim}{where}"] = _by_kernel(simulator)
+            LINEAR_BACKWARD(dout, None, None, q.abs(), k.abs(), v, out, denominator, *tail, True)
+            measured[f"linear backward {dim}{where}"] = _by_kernel(simulator)
 
 
 def _by_kernel(simulator: Simulator) -> dict[str, Counters]:

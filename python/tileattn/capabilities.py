@@ -13,6 +13,7 @@ import torch
 from tileattn import _ops
 
 MAX_HEAD_DIM = 256
+MAX_CUDA_LINEAR_DIM = 128
 HEAD_DIM_STEP = 8
 KERNEL_BACKENDS = ("cuda", "cpu")
 
@@ -22,7 +23,6 @@ _HEAD_DIM = f"kernels are built for multiples of {HEAD_DIM_STEP} up to {MAX_HEAD
 _PACKED_BIAS = "a bias has no layout for packed sequences of different lengths"
 _SLOPES = "ALiBi slopes are constants of the model and are not differentiated"
 _NEIGHBORHOOD = "neighborhood attention has kernels for the CPU only so far"
-MAX_CUDA_LINEAR_DIM = 128
 _LINEAR_DIM = (
     f"the CUDA kernels of linear attention take multiples of {HEAD_DIM_STEP} up to "
     f"{MAX_CUDA_LINEAR_DIM}: the state of a head stays on chip"
