@@ -4,6 +4,7 @@
 set(TILEATTN_KERNELS full CACHE STRING "full: machine code of all kernels; dev: of those for float16")
 set(TILEATTN_DIMS 32 64 96 128 192 256)
 set(TILEATTN_DIMS_NEIGHBORHOOD 32 64 128)  # with larger heads its kernels spill registers
+set(TILEATTN_DIMS_LINEAR 64 128)  # channels of queries and keys
 set(TILEATTN_DIMS_SM90 64 128 256)  # whose budget is 227 KiB; other head dims are padded to these
 # The PTX of every kernel is there in both, for newer devices and for the PTX simulator.
 set(TILEATTN_MACHINE_CODE_full half_t bfloat16_t)
@@ -64,4 +65,18 @@ macro(tileattn_kernel_rows callback)
       endforeach()
     endforeach()
   endif()
+endmacro()
+
+# tileattn_linear_rows(callback): callback(budget element dim archs) for each row. The tiles fit
+# 99 KiB everywhere.
+macro(tileattn_linear_rows callback)
+  foreach(element IN ITEMS half_t bfloat16_t)
+    set(archs "")
+    if(element IN_LIST TILEATTN_MACHINE_CODE_${TILEATTN_KERNELS})
+      set(archs ${TILEATTN_CUDA_ARCHS})
+    endif()
+    foreach(dim IN LISTS TILEATTN_DIMS_LINEAR)
+      cmake_language(CALL ${callback} 99 ${element} ${dim} "${archs}")
+    endforeach()
+  endforeach()
 endmacro()

@@ -64,9 +64,7 @@ SIMULATED = {
 }
 
 
-@pytest.fixture(params=["cpu", "cuda", *SIMULATED])
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where the tensors of a test are. Simulated: on the CPU, but the CUDA kernels compute."""
+def _device(request: pytest.FixtureRequest) -> Iterator[str]:
     where = request.param
     if where == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -79,6 +77,18 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     with simulator.kernels(), simulator.configured(**SIMULATED[where]):
         yield "cpu"
     assert simulator.calls > before, "the CUDA kernels were not reached"
+
+
+@pytest.fixture(params=["cpu", "cuda", *SIMULATED])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the tensors of a test are. Simulated: on the CPU, but the CUDA kernels compute."""
+    yield from _device(request)
+
+
+@pytest.fixture(params=["cpu", "cuda", "simulated"])
+def linear_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same for linear attention, which has no kernels of its own for Hopper."""
+    yield from _device(request)
 
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])

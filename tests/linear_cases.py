@@ -92,7 +92,9 @@ def run(
     results |= {"s": state[0], "z": state[1]} if isinstance(state, tuple) else {"s": state}
     generator = torch.Generator().manual_seed(1)
     arriving = [
-        torch.randn(t.shape, generator=generator).to(tensors["q"].dtype if n == "out" else t.dtype)
+        torch.randn(t.shape, generator=generator).to(
+            t.device, tensors["q"].dtype if n == "out" else t.dtype
+        )
         for n, t in results.items()
     ]
     arriving = [g.to(t.dtype) for g, t in zip(arriving, results.values(), strict=True)]
@@ -118,9 +120,9 @@ def compare(actual: Tensors, exact: Tensors, dtype: torch.dtype) -> None:
         assert error <= LIMIT[dtype] * size, f"{name}: error {error:.3g} of {size:.3g}"
 
 
-def check(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
+def check(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Tensors:
     """Runs the kernel on the case, compares all results with the truth and returns them."""
-    tensors = case.tensors(dtype, seed)
+    tensors = {name: t.to(device) for name, t in case.tensors(dtype, seed).items()}
     actual = run(linear_attention, tensors, case.options, exact=False)
     assert actual["out"].dtype == dtype
     for name, tensor in tensors.items():

@@ -29,6 +29,9 @@ TOKENS, HEADS = 256, 2
 FORWARD = torch.ops.tileattn.attention_forward
 BACKWARD = torch.ops.tileattn.attention_backward
 NEIGHBORHOOD_DIMS = (64, 128)
+LINEAR_DIMS = (64, 128)
+LINEAR_FORWARD = torch.ops.tileattn.linear_attention_forward
+LINEAR_BACKWARD = torch.ops.tileattn.linear_attention_backward
 
 # The counters of one kernel, as ptxsim_stats_json gives them; by problem, then by kernel.
 Counters = dict[str, Any]
@@ -61,6 +64,8 @@ def measure(simulator: Simulator) -> Measured:
                 measured[f"backward {where}"] = _by_kernel(simulator)
         for dim in NEIGHBORHOOD_DIMS:
             measured |= _measure_neighborhood(simulator, dim)
+        for dim in LINEAR_DIMS:
+            measured |= _measure_linear(simulator, dim)
     return measured
 
 
@@ -78,6 +83,23 @@ def _measure_neighborhood(simulator: Simulator, dim: int) -> Measured:
             measured[f"forward neighborhood {dim}"] = counted
         torch.ops.tileattn.neighborhood_backward(dout, None, q, k, v, out, lse, *tail)
         measured[f"backward neighborhood {dim}{how}"] = _by_kernel(simulator)
+    return measured
+
+
+def _measure_linear(simulator: Simulator, dim: int) -> Measured:
+    """Normalized, with a decay that has a gradient; in one go, and in segments."""
+    generator = torch.Generator().manual_seed(dim)
+    shape = (1, TOKENS, HEADS, dim)
+    q, k, v, dout = (torch.randn(shape, generator=generator).half() for _ in range(4))
+    log_decay = -torch.rand(shape[:3], generator=generator)
+    tail = (log_decay, None, None, None, dim**-0.5, True, True)
+    measured: Measured = {}
+    for where, multiprocessors in (("", 1), (" in segments", 132)):
+        with simulator.configured(multiprocessors=multiprocessors):
+            out, denominator, *_ = LINEAR_FORWARD(q.abs(), k.abs(), v, *tail)
+            measured[f"linear forward {dim}{where}"] = _by_kernel(simulator)
+            LINEAR_BACKWARD(dout, None, None, q.abs(), k.abs(), v, out, denominator, *tail, True)
+            measured[f"linear backward {dim}{where}"] = _by_kernel(simulator)
     return measured
 
 

@@ -12,10 +12,12 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "tileattn/attention.h"
+#include "tileattn/linear_attention.h"
 
 namespace tileattn {
 namespace {
@@ -117,6 +119,66 @@ void add_all(Memory& memory, const AttentionBackward& p) {
   add_bias(memory, p.dbias, p);
 }
 
+std::int64_t entries(const LinearAttentionProblem& p) { return p.cu_seqlens ? 1 : p.batch; }
+std::int64_t rows(const LinearAttentionProblem& p) { return entries(p) * p.len * p.heads_q; }
+
+template <class Ref>
+void add_state(Memory& memory, const Ref& state, const LinearAttentionProblem& p, int sequences) {
+  memory.add_array(state.s, std::int64_t{sequences} * p.heads_q * p.dim * p.dim_v);
+  if (p.normalize) memory.add_array(state.z, std::int64_t{sequences} * p.heads_q * p.dim);
+}
+
+void add_shared(Memory& memory, const LinearAttentionProblem& p) {
+  if (p.q.data) memory.add(p.q, p.dtype, entries(p), p.len, p.heads_q, p.dim);
+  memory.add(p.k, p.dtype, entries(p), p.len, p.heads_kv, p.dim);
+  memory.add(p.v, p.dtype, entries(p), p.len, p.heads_kv, p.dim_v);
+  memory.add_array(p.cu_seqlens, p.batch + 1);
+  if (p.log_decay.data && rows(p) > 0)
+    memory.add_array(p.log_decay.data, (entries(p) - 1) * p.log_decay.batch_stride +
+                                           (p.len - 1) * p.log_decay.token_stride +
+                                           (p.heads_q - 1) * p.log_decay.head_stride + 1);
+  add_state(memory, p.initial_state, p, p.batch);
+}
+
+void add_all(Memory& memory, const LinearAttentionForward& p) {
+  add_shared(memory, p);
+  memory.add(p.out, p.dtype, entries(p), p.len, p.heads_q, p.dim_v);
+  if (p.normalize) memory.add_array(p.denominator, rows(p));
+  add_state(memory, p.final_state, p, p.batch);
+}
+
+void add_all(Memory& memory, const LinearAttentionBackward& p) {
+  add_shared(memory, p);
+  if (p.normalize) {
+    memory.add(p.out, p.dtype, entries(p), p.len, p.heads_q, p.dim_v);
+    memory.add_array(p.denominator, rows(p));
+  }
+  memory.add(p.dout, p.dtype, entries(p), p.len, p.heads_q, p.dim_v);
+  memory.add(p.dq, p.dtype, entries(p), p.len, p.heads_q, p.dim);
+  memory.add(p.dk, p.dtype, entries(p), p.len, p.heads_kv, p.dim);
+  memory.add(p.dv, p.dtype, entries(p), p.len, p.heads_kv, p.dim_v);
+  memory.add_array(p.dlog_decay, rows(p));
+  add_state(memory, p.dfinal_state, p, p.batch);
+  add_state(memory, p.dinitial_state, p, p.batch);
+}
+
+void add_all(Memory& memory, const LinearAttentionState& p) {
+  add_shared(memory, p);
+  add_state(memory, p.final_state, p, p.batch);
+}
+
+void add_all(Memory& memory, const LinearAttentionStep& p) {
+  for (auto [tensor, heads, dim] :
+       {std::tuple{&p.q, p.heads_q, p.dim}, {&p.k, p.heads_kv, p.dim}, {&p.v, p.heads_kv, p.dim_v}})
+    memory.add(*tensor, p.dtype, 1, p.batch, heads, dim);
+  memory.add(p.out, p.dtype, 1, p.batch, p.heads_q, p.dim_v);
+  if (p.log_decay.data)
+    memory.add_array(p.log_decay.data, (p.batch - 1) * p.log_decay.token_stride +
+                                           (p.heads_q - 1) * p.log_decay.head_stride + 1);
+  memory.add_array(p.slots, p.batch);
+  add_state(memory, p.states, p, p.num_states);
+}
+
 /// Runs the call with a poisoned workspace.
 template <class Problem>
 void simulate(const Problem& problem, std::size_t workspace_bytes,
@@ -148,6 +210,27 @@ void attention_forward(const AttentionForward& problem, const Executor&) {
 
 void attention_backward(const AttentionBackward& problem, const Executor&) {
   simulate(problem, cuda::attention_backward_workspace(problem), cuda::attention_backward);
+}
+
+void linear_attention_forward(const LinearAttentionForward& problem, const Executor&) {
+  simulate(problem, cuda::linear_attention_forward_workspace(problem),
+           cuda::linear_attention_forward);
+}
+
+void linear_attention_backward(const LinearAttentionBackward& problem, const Executor&) {
+  simulate(problem, cuda::linear_attention_backward_workspace(problem),
+           cuda::linear_attention_backward);
+}
+
+void segment_state(const LinearAttentionState& problem, const Executor&) {
+  simulate(problem, cuda::segment_state_workspace(problem), cuda::segment_state);
+}
+
+void linear_attention_step(const LinearAttentionStep& problem, const Executor&) {
+  auto step = [](const LinearAttentionStep& p, void*, void* stream) {
+    cuda::linear_attention_step(p, stream);
+  };
+  simulate<LinearAttentionStep>(problem, 0, step);
 }
 
 }  // namespace cpu

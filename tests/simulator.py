@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tileattn import _neighborhood_ops, _ops
+from tileattn import _linear_ops, _neighborhood_ops, _ops
 
 _BUILD = Path(__file__).parents[1] / "build/Release"
 _OPTIONS = {
@@ -43,7 +43,7 @@ class Simulator:
         for function in (self._runtime.ptxsim_stats_json, self._runtime.ptxsim_kernel_names):
             function.restype = ctypes.c_char_p
         self._library = torch.library.Library("tileattn_simulated", "DEF")
-        for schema in (*_ops.SCHEMAS, *_neighborhood_ops.SCHEMAS):
+        for schema in (*_ops.SCHEMAS, *_neighborhood_ops.SCHEMAS, *_linear_ops.SCHEMAS):
             self._library.define(schema)
         # A torch with CUDA has loaded the real runtime; the kernels must find the simulator first.
         self._kernels = ctypes.CDLL(

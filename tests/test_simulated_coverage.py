@@ -8,10 +8,15 @@ import pytest
 import torch
 from cases import Case, check
 from grid_cases import GridCase, check_grid
+from linear_cases import Case as LinearCase
+from linear_cases import check as check_linear
 from simulator import Simulator
 
+from tileattn import linear_attention_step
+
 ELEMENTS = {torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
-DIMS, DIMS_OF_GRIDS, DIMS_ON_HOPPER = (32, 64, 96, 128, 192, 256), (32, 64, 128), (64, 128, 256)
+DIMS, DIMS_ON_HOPPER = (32, 64, 96, 128, 192, 256), (64, 128, 256)
+DIMS_OF_GRIDS, DIMS_OF_STATES = (32, 64, 128), (64, 128)
 # Two tiles and a border on either side, in most kernels.
 SHORT = {"batch": 1, "len_q": 67, "len_k": 90, "heads": 1, "heads_kv": 1}
 PATTERNS = ({}, {"causal": True}, {"window": (20, 5)})
@@ -44,6 +49,33 @@ def _on_grids() -> Calls:
             yield lambda dtype, case=case: check_grid(case, dtype, "cpu")
 
 
+def _with_states() -> Calls:
+    for dim in DIMS_OF_STATES:
+        for length in (65, 401):  # in one go, and in segments
+            case = LinearCase(
+                batch=1,
+                len=length,
+                heads=2,
+                heads_kv=1,
+                dim=dim,
+                dim_v=dim,
+                decay="bth",
+                options={"normalize": True},
+            )
+            yield lambda dtype, case=case: check_linear(case, dtype)
+    yield _decode
+
+
+def _decode(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 64, generator=generator).to(dtype) for _ in range(3))
+    states = [torch.zeros(3, 2, 64, 64) for _ in range(2)]
+    out = linear_attention_step(q, k, v, states[0])
+    expected = linear_attention_step(q, k, v, states[1], backend="reference")
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(*states)
+
+
 @pytest.mark.parametrize("dtype", ELEMENTS, ids=ELEMENTS.values())
 def test_every_kernel_runs(dtype: torch.dtype, simulator: Simulator) -> None:
     """Capability 86 has little shared memory and backward kernels of its own."""
@@ -56,6 +88,8 @@ def test_every_kernel_runs(dtype: torch.dtype, simulator: Simulator) -> None:
                     call(dtype)
                 for call in () if hopper else _on_grids():
                     call(dtype)
+        for call in _with_states():
+            call(dtype)
         launched = {counters["kernel"] for counters in simulator.counters()}
     others = set(ELEMENTS.values()) - {ELEMENTS[dtype]}
     built = {name for name in simulator.kernel_names() if not any(o in name for o in others)}

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <atomic>
@@ -33,6 +35,12 @@ inline void* current_cuda_stream(std::int32_t device_index) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
   return stream;
+}
+
+/// Device memory for a call of a CUDA kernel.
+inline torch::stable::Tensor workspace(const torch::stable::Tensor& like, std::size_t bytes) {
+  return torch::stable::new_empty(like, {static_cast<std::int64_t>(bytes)},
+                                  torch::headeronly::ScalarType::Byte);
 }
 
 }  // namespace tileattn::torch_binding

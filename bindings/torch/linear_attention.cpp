@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "device.h"
+#include "run.h"
 #include "tensors.h"
 
 namespace tileattn::torch_binding {
@@ -70,8 +70,10 @@ void check(const LinearInputs& in) {
                     "tileattn: cu_seqlens must be int32 [sequences + 1], with batch 1");
 }
 
-/// Rows must be contiguous; other strides are free.
+/// Rows must be contiguous, and for CUDA kernels readable as 16-byte vectors, which only rows of
+/// whole vectors can be; other strides are free.
 Tensor with_unit_rows(const Tensor& tensor) {
+  if (tensor.size(3) * size_of(dtype_of(tensor)) % 16 == 0) return with_vector_rows(tensor);
   return tensor.size(3) > 1 && tensor.stride(3) != 1 ? torch::stable::contiguous(tensor) : tensor;
 }
 
@@ -149,7 +151,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_attention_forward(
   problem.out = ref(out);
   problem.denominator = static_cast<float*>(denominator.data_ptr());
   problem.final_state = state(last_s, last_z);
-  if (last_s.numel() > 0) cpu::linear_attention_forward(problem, torch_executor());
+  if (last_s.numel() > 0)
+    run<LinearAttentionForward>(TILEATTN_BACKENDS(linear_attention_forward), problem, k);
   return {out, denominator, last_s, last_z};
 }
 
@@ -192,7 +195,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_attention_back
   problem.dv = ref(dv);
   if (with_decay) problem.dlog_decay = static_cast<float*>(ddecay.data_ptr());
   problem.dinitial_state = state(ds, dz);
-  if (ds.numel() > 0) cpu::linear_attention_backward(problem, torch_executor());
+  if (ds.numel() > 0)
+    run<LinearAttentionBackward>(TILEATTN_BACKENDS(linear_attention_backward), problem, k);
   return {dq, dk, dv, ddecay, ds, dz};
 }
 
@@ -208,7 +212,7 @@ std::tuple<Tensor, Tensor> segment_state(Tensor k, Tensor v, OptionalTensor log_
   LinearAttentionState problem;
   describe(in, problem);
   problem.final_state = state(last_s, last_z);
-  if (last_s.numel() > 0) cpu::segment_state(problem, torch_executor());
+  if (last_s.numel() > 0) run<LinearAttentionState>(TILEATTN_BACKENDS(segment_state), problem, k);
   return {last_s, last_z};
 }
 
@@ -255,6 +259,13 @@ Tensor linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor s, OptionalTen
                     z ? static_cast<float*>(z->data_ptr()) : nullptr};
   problem.num_states = static_cast<int>(s.size(0));
   problem.slots = data_or_null<std::int32_t>(slots);
+#ifdef TILEATTN_HAS_CUDA
+  if (q.is_cuda()) {
+    torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+    cuda::linear_attention_step(problem, current_cuda_stream(q.get_device_index()));
+    return out;
+  }
+#endif
   cpu::linear_attention_step(problem, torch_executor());
   return out;
 }
@@ -262,10 +273,20 @@ Tensor linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor s, OptionalTen
 }  // namespace
 }  // namespace tileattn::torch_binding
 
-STABLE_TORCH_LIBRARY_IMPL(tileattn, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(TILEATTN_OP_NAMESPACE, CPU, library) {
   namespace ops = tileattn::torch_binding;
   library.impl("linear_attention_forward", TORCH_BOX(&ops::linear_attention_forward));
   library.impl("linear_attention_backward", TORCH_BOX(&ops::linear_attention_backward));
   library.impl("segment_state", TORCH_BOX(&ops::segment_state));
   library.impl("linear_attention_step", TORCH_BOX(&ops::linear_attention_step));
 }
+
+#ifdef TILEATTN_HAS_CUDA
+STABLE_TORCH_LIBRARY_IMPL(TILEATTN_OP_NAMESPACE, CUDA, library) {
+  namespace ops = tileattn::torch_binding;
+  library.impl("linear_attention_forward", TORCH_BOX(&ops::linear_attention_forward));
+  library.impl("linear_attention_backward", TORCH_BOX(&ops::linear_attention_backward));
+  library.impl("segment_state", TORCH_BOX(&ops::segment_state));
+  library.impl("linear_attention_step", TORCH_BOX(&ops::linear_attention_step));
+}
+#endif

@@ -9,34 +9,42 @@
 
 namespace tileattn::torch_binding {
 
+/// The entry points of an op.
+template <class Problem>
+struct Backends {
+  void (*cpu)(const Problem&, const Executor&);
 #ifdef TILEATTN_HAS_CUDA
-inline Tensor workspace(const Tensor& like, std::size_t bytes) {
-  return torch::stable::new_empty(like, {static_cast<std::int64_t>(bytes)}, ScalarType::Byte);
-}
+  std::size_t (*cuda_workspace)(const Problem&);
+  void (*cuda)(const Problem&, void* workspace, void* stream);
+#endif
+};
+
+#ifdef TILEATTN_HAS_CUDA
+#define TILEATTN_BACKENDS(op) {cpu::op, cuda::op##_workspace, cuda::op}
+#else
+#define TILEATTN_BACKENDS(op) {cpu::op}
 #endif
 
-inline void run(const AttentionForward& problem, const Tensor& q) {
+/// Runs the problem where `tensor` is.
+template <class Problem>
+void run(const Backends<Problem>& op, const Problem& problem, const Tensor& tensor) {
 #ifdef TILEATTN_HAS_CUDA
-  if (q.is_cuda()) {
-    torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
-    Tensor memory = workspace(q, cuda::attention_forward_workspace(problem));
-    cuda::attention_forward(problem, memory.data_ptr(), current_cuda_stream(q.get_device_index()));
+  if (tensor.is_cuda()) {
+    torch::stable::accelerator::DeviceGuard guard(tensor.get_device_index());
+    Tensor memory = workspace(tensor, op.cuda_workspace(problem));
+    op.cuda(problem, memory.data_ptr(), current_cuda_stream(tensor.get_device_index()));
     return;
   }
 #endif
-  cpu::attention_forward(problem, torch_executor());
+  op.cpu(problem, torch_executor());
+}
+
+inline void run(const AttentionForward& problem, const Tensor& q) {
+  run<AttentionForward>(TILEATTN_BACKENDS(attention_forward), problem, q);
 }
 
 inline void run(const AttentionBackward& problem, const Tensor& q) {
-#ifdef TILEATTN_HAS_CUDA
-  if (q.is_cuda()) {
-    torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
-    Tensor memory = workspace(q, cuda::attention_backward_workspace(problem));
-    cuda::attention_backward(problem, memory.data_ptr(), current_cuda_stream(q.get_device_index()));
-    return;
-  }
-#endif
-  cpu::attention_backward(problem, torch_executor());
+  run<AttentionBackward>(TILEATTN_BACKENDS(attention_backward), problem, q);
 }
 
 }  // namespace tileattn::torch_binding

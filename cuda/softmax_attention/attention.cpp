@@ -1,42 +1,16 @@
 // Entry points: from a problem to the kernels that were built for it.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
+#include "device.h"
 #include "kernel_table.h"
+#include "linear_attention/kernel_table.h"
 #include "tileattn/planner.h"
 
 namespace tileattn::cuda {
 namespace {
-
-/// What the current device can run.
-struct Device {
-  int capability;
-  int shared_bytes;  // of a block, at most
-
-  static Device current() {
-    int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess) throw std::runtime_error("tileattn: no CUDA device");
-    auto get = [&](cudaDeviceAttr attribute) {
-      int value = 0;
-      if (cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess)
-        throw std::runtime_error("tileattn: the CUDA device cannot be asked what it is");
-      return value;
-    };
-    return {get(cudaDevAttrComputeCapabilityMajor) * 10 + get(cudaDevAttrComputeCapabilityMinor),
-            get(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
-  }
-
-  template <class Problem>
-  bool runs(const KernelRow<Problem>& row) const {
-    bool has_instructions =
-        row.architecture == Architecture::kSm90a ? capability == 90 : capability >= 80;
-    return has_instructions && bytes_of(row.budget) <= shared_bytes;
-  }
-};
 
 void check(const AttentionProblem& p) {
   auto valid_dim = [](int dim) { return dim > 0 && dim % 8 == 0; };
@@ -61,7 +35,8 @@ const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
   };
   const KernelRow<Problem>* best = nullptr;
   for (auto* row = rows.begin; row != rows.end; ++row) {
-    if (row->dtype != p.dtype || row->dim < dim || !device.runs(*row)) continue;
+    if (row->dtype != p.dtype || row->dim < dim || !device.runs(row->architecture, row->budget))
+      continue;
     if (best && merit(*row) < merit(*best)) continue;
     if (row->kernels.suits(p)) best = row;
   }
@@ -93,6 +68,9 @@ std::vector<BuiltKernels> built_kernels() {
   list("backward", backward_rows(), built);
   list("neighborhood_forward", neighborhood_forward_rows(), built);
   list("neighborhood_backward", neighborhood_backward_rows(), built);
+  for (auto* row = linear_rows().begin; row != linear_rows().end; ++row)
+    built.push_back({"linear", row->dtype, row->dim, static_cast<int>(Architecture::kSm80),
+                     bytes_of(row->budget), row->shared_bytes});
   return built;
 }
 

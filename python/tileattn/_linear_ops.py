@@ -15,23 +15,19 @@ from tileattn._ops import _LIBRARY, _no_second_derivative, _no_vmap
 
 _STATE = "Tensor? log_decay, Tensor? s, Tensor? z, Tensor? cu_seqlens, "
 _OPTIONS = _STATE + "float scale, bool causal, bool normalize"
-_LIBRARY.define(
+SCHEMAS = (
     f"linear_attention_forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> "
-    "(Tensor out, Tensor denominator, Tensor last_s, Tensor last_z)"
-)
-_LIBRARY.define(
+    "(Tensor out, Tensor denominator, Tensor last_s, Tensor last_z)",
     "linear_attention_backward(Tensor dout, Tensor? dlast_s, Tensor? dlast_z, Tensor q, Tensor k, "
     f"Tensor v, Tensor? out, Tensor? denominator, {_OPTIONS}, bool decay_grad) -> "
-    "(Tensor dq, Tensor dk, Tensor dv, Tensor dlog_decay, Tensor ds, Tensor dz)"
-)
-_LIBRARY.define(
+    "(Tensor dq, Tensor dk, Tensor dv, Tensor dlog_decay, Tensor ds, Tensor dz)",
     f"segment_state(Tensor k, Tensor v, {_STATE}int heads, bool normalize) -> "
-    "(Tensor last_s, Tensor last_z)"
-)
-_LIBRARY.define(
+    "(Tensor last_s, Tensor last_z)",
     "linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor(a!) s, Tensor(b!)? z, "
-    "Tensor? log_decay, Tensor? slots, float scale) -> Tensor"
+    "Tensor? log_decay, Tensor? slots, float scale) -> Tensor",
 )
+for _schema in SCHEMAS:
+    _LIBRARY.define(_schema)
 
 _BACKWARD = torch.ops.tileattn.linear_attention_backward
 

@@ -15,6 +15,7 @@ from tileattn import _ops
 MAX_HEAD_DIM = 256
 #: Of neighborhood attention on CUDA.
 CUDA_GRID_HEAD_DIM = 128
+MAX_CUDA_LINEAR_DIM = 128
 HEAD_DIM_STEP = 8
 KERNEL_BACKENDS = ("cuda", "cpu")
 
@@ -23,8 +24,11 @@ _CUDA_FLOAT32 = "the CUDA kernels run on float16 and bfloat16 tensor cores"
 _HEAD_DIM = f"kernels are built for multiples of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
 _PACKED_BIAS = "a bias has no layout for packed sequences of different lengths"
 _SLOPES = "ALiBi slopes are constants of the model and are not differentiated"
-_LINEAR = "linear attention has kernels for the CPU only so far"
 _GRID_HEAD_DIM = "with larger heads the kernels of grids do not fit into the registers"
+_LINEAR_DIM = (
+    f"the CUDA kernels of linear attention take multiples of {HEAD_DIM_STEP} up to "
+    f"{MAX_CUDA_LINEAR_DIM}: the state of a head stays on chip"
+)
 _SECOND = "the backward kernels are not differentiable themselves"
 
 #: feature -> {backend: why not}; a backend that is not named supports the feature.
@@ -41,7 +45,8 @@ _MISSING: dict[str, dict[str, str]] = {
     "gradient of alibi_slopes": dict.fromkeys(("cuda", "cpu", "reference"), _SLOPES),
     "cu_seqlens (packed sequences)": {},
     "gradients of q, k, v, bias, sinks, lse": {},
-    "linear attention": {"cuda": _LINEAR},
+    "linear attention": {},
+    "linear attention, any head dim": {"cuda": _LINEAR_DIM},
     "neighborhood attention": {},
     f"neighborhood attention, head dims above {CUDA_GRID_HEAD_DIM}": {"cuda": _GRID_HEAD_DIM},
     "second derivatives": {"cuda": _SECOND, "cpu": _SECOND},

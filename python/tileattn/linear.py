@@ -10,6 +10,7 @@ from torch import Tensor
 from tileattn import _checks, _linear_ops, capabilities, reference
 from tileattn._linear_checks import State, check_decay, check_inputs, check_state
 from tileattn.backend import resolve_backend
+from tileattn.capabilities import HEAD_DIM_STEP, MAX_CUDA_LINEAR_DIM
 from tileattn.dense import _DTYPE_FEATURE, _autocast, _refuse_functional_transforms
 from tileattn.feature_maps import FeatureMap, feature_map_of
 
@@ -241,6 +242,10 @@ def _require_kernel(backend: str, k: Tensor, v: Tensor) -> None:
             raise ValueError(
                 f"{name} has head_dim {tensor.shape[-1]}; allowed on backend {backend!r}: up to "
                 f"{MAX_LINEAR_DIM} (backend='reference' takes any)"
+            )
+        if tensor.shape[-1] > MAX_CUDA_LINEAR_DIM or tensor.shape[-1] % HEAD_DIM_STEP != 0:
+            capabilities.require(
+                backend, "linear attention, any head dim", f"{name} of head_dim {tensor.shape[-1]}"
             )
     capabilities.require(backend, _DTYPE_FEATURE[k.dtype], f"tensors of dtype {k.dtype}")
 

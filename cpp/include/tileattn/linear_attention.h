@@ -7,6 +7,7 @@
 // the denominator is. Not causal: every query reads the state after the last token (no decay).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "tileattn/executor.h"
@@ -95,5 +96,26 @@ TILEATTN_API void segment_state(const LinearAttentionState& problem, const Execu
 TILEATTN_API void linear_attention_step(const LinearAttentionStep& problem,
                                         const Executor& executor);
 }  // namespace cpu
+
+/// float16 and bfloat16; head dims must be multiples of 8 up to kMaxCudaLinearDim, but those of
+/// linear_attention_step, which may be any. The rows of q, k, v, out and gradients are aligned to
+/// 16 bytes.
+namespace cuda {
+constexpr int kMaxCudaLinearDim = 128;
+
+/// Bytes of device memory that the call needs at `workspace`, 256-byte aligned.
+TILEATTN_API std::size_t linear_attention_forward_workspace(const LinearAttentionForward& problem);
+TILEATTN_API std::size_t linear_attention_backward_workspace(
+    const LinearAttentionBackward& problem);
+TILEATTN_API std::size_t segment_state_workspace(const LinearAttentionState& problem);
+/// Enqueue on `stream` (a cudaStream_t); throw std::runtime_error if a launch fails and
+/// std::invalid_argument if no kernel for the problem was built. Bit-equal from run to run.
+TILEATTN_API void linear_attention_forward(const LinearAttentionForward& problem, void* workspace,
+                                           void* stream);
+TILEATTN_API void linear_attention_backward(const LinearAttentionBackward& problem, void* workspace,
+                                            void* stream);
+TILEATTN_API void segment_state(const LinearAttentionState& problem, void* workspace, void* stream);
+TILEATTN_API void linear_attention_step(const LinearAttentionStep& problem, void* stream);
+}  // namespace cuda
 
 }  // namespace tileattn

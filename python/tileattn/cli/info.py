@@ -38,17 +38,19 @@ def _facts() -> list[tuple[str, str]]:
         ("CPU", machine.cpu_name()),
         ("CPU kernels", without_cpu or f"{machine.instruction_set()} variant"),
         ("threads", str(torch.get_num_threads())),
-        ("CUDA kernels", without_cuda or _built_head_dims()),
+        ("CUDA kernels", without_cuda or _built_head_dims("forward", "backward")),
+        ("CUDA kernels, linear", without_cuda or _built_head_dims("linear")),
         ("CUDA device", _cuda_device()),
     ]
 
 
-def _built_head_dims() -> str:
-    """The head dims that kernels were compiled for; others are padded to the next one."""
+def _built_head_dims(*ops: str) -> str:
+    """The head dims that kernels of ``ops`` were compiled for; others are padded to the next."""
     native = machine.native()
     dims: dict[str, set[int]] = {}
     for kernel in native.cuda_kernels() if native else ():
-        dims.setdefault(kernel["dtype"], set()).add(kernel["dim"])
+        if kernel["op"] in ops:
+            dims.setdefault(kernel["dtype"], set()).add(kernel["dim"])
     built = (f"{dtype} {', '.join(map(str, sorted(found)))}" for dtype, found in dims.items())
     return f"head dims up to: {'; '.join(built)}"
 

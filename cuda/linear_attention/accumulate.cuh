@@ -1,0 +1,119 @@
+// The states that segments add up to, each from zero: what makes them run in parallel.
+//
+// Grid: segments x value slices x heads x sequences, as one index, the segment running fastest.
+// Block: kValues columns of the state of one segment, over its chunks; the state stays in
+// registers. Shared memory: kStages of keys and values, streamed by cp.async.
+// pass_states_kernel then makes them the states before each segment. Grid: (elements of a state /
+// kPassThreads) x heads x sequences; a thread owns an element.
+#pragma once
+
+#include "chunk.cuh"
+
+namespace tileattn::cuda {
+
+template <class Config>
+struct alignas(128) AccumulateShared {
+  using Element = typename Config::Element;
+  struct Stage {
+    Element keys[kChunk * Config::kDim];
+    Element values[kChunk * kValues];
+    SharedNumbers numbers;
+  } stages[Config::kStages];
+  SharedWeights weights;
+};
+
+template <class Config, Walk kWalk>
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
+    accumulate_kernel(const __grid_constant__ AccumulateParams params) {
+  extern __shared__ uint128_t shared_memory[];
+  auto& shared = *reinterpret_cast<AccumulateShared<Config>*>(shared_memory);
+  const LinearShape& shape = params.shape;
+  const Place place(shape, tileattn::ceil_div(shape.dim_v, kValues), blockIdx.x);
+  const bool with_z = params.extra == Extra::kValues;
+  const bool weighted = weighs_keys(shape, params.numbers);
+
+  auto fetch = [&](int n) {
+    if (n < place.chunks()) {
+      auto& stage = shared.stages[n % Config::kStages];
+      Range tokens = chunk_tokens<kWalk>(place, n);
+      fetch_tile<Config>(stage.keys, typename Config::KeySmem::Plain{}, params.keys, place, tokens,
+                         0);
+      fetch_tile<Config>(stage.values, typename Config::ValueSmem::Plain{}, params.values, place,
+                         tokens, place.slice * kValues);
+      stage.numbers.fetch(shape, params.numbers, place, tokens);
+    }
+    cp_async_fence();
+  };
+
+  State<Config> state;
+  clear(state.s);
+  clear(state.z);
+  float decay = 1.0f;
+  fetch(0);
+  CUTE_NO_UNROLL
+  for (int n = 0; n < place.chunks(); ++n) {
+    auto& stage = shared.stages[n % Config::kStages];
+    cp_async_wait<0>();
+    __syncthreads();  // this chunk is here, the other stage is used up
+    fetch(n + 1);
+    if (threadIdx.x < 32)
+      weigh_tokens<kWalk>(stage.numbers, shared.weights, shape, params.numbers,
+                          chunk_tokens<kWalk>(place, n).size());
+    __syncthreads();  // the weights are complete
+    if (shape.decay.data) {
+      decay *= shared.weights.total;
+      state.decay(shared.weights.total);
+    }
+    auto add = [&](Term term) {
+      multiply_values<Config, kWalk, false>(stage.keys, stage.values, shared.weights.write,
+                                            weighted, term, with_z ? stage.numbers.extra : nullptr,
+                                            0, state.z, state);
+    };
+    add(Term::kFirst);
+    if (params.exact) add(Term::kSecond);
+  }
+
+  std::int64_t pair = place.pair(shape);
+  state.store(state_part(shape, params.own.s, params.own.z, pair * params.own.slots + place.segment,
+                         false, place.slice),
+              with_z && place.slice == 0);
+  if (place.slice == 0 && threadIdx.x == 0)
+    params.decays[pair * shape.segments + place.segment] = decay;
+}
+
+constexpr int kPassThreads = 256;
+
+/// Elements of S and z of one state.
+TILEATTN_HOST_DEVICE int state_elements(const LinearShape& shape, bool with_z) {
+  return shape.dim * (shape.dim_v + (with_z ? 1 : 0));
+}
+
+inline __global__ void __launch_bounds__(kPassThreads)
+    pass_states_kernel(const __grid_constant__ PassParams params) {
+  const LinearShape& shape = params.shape;
+  const int elements = state_elements(shape, params.slots.z), in_s = shape.dim * shape.dim_v;
+  const int blocks = tileattn::ceil_div(elements, kPassThreads);
+  const std::int64_t pair = blockIdx.x / blocks;
+  int element = blockIdx.x % blocks * kPassThreads + threadIdx.x;
+  if (element >= elements) return;
+
+  const bool in_z = element >= in_s;
+  const int size = in_z ? shape.dim : in_s;
+  if (in_z) element -= in_s;
+  float* slots =
+      (in_z ? params.slots.z : params.slots.s) + pair * params.slots.slots * size + element;
+  const float* first = in_z ? params.first.z : params.first.s;
+  float* last = in_z ? params.last.z : params.last.s;
+  float state = first ? first[pair * size + element] : 0.0f;
+  for (int n = 0; n < shape.segments; ++n) {
+    int segment = params.backwards ? shape.segments - 1 - n : n;
+    float& slot = slots[std::int64_t{segment} * size];
+    float own = slot, decay = params.decays[pair * shape.segments + segment];
+    slot = state;
+    state = decay * state + own;
+  }
+  slots[std::int64_t{shape.segments} * size] = state;
+  if (last) last[pair * size + element] = state;
+}
+
+}  // namespace tileattn::cuda

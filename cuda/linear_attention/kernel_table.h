@@ -1,0 +1,36 @@
+// The instantiated kernels of linear attention, as the entry points (attention.cpp) find them. The
+// table itself is generated from kernels.cmake.
+#pragma once
+
+#include "params.h"
+#include "softmax_attention/kernel_table.h"
+
+namespace tileattn::cuda {
+
+/// Kernels of one element type whose queries and keys, in the roles of walk.cuh, have up to `dim`
+/// channels. Each enqueues on a cudaStream_t.
+struct LinearKernels {
+  using Walks = void (*)(const WalkParams&, bool backwards, void* stream);
+  using Accumulates = void (*)(const AccumulateParams&, bool backwards, void* stream);
+
+  DType dtype;
+  int dim;
+  SharedBudget budget;
+  int shared_bytes;  // of a block, at most
+  Walks walk;
+  Accumulates accumulate;
+  // These take any head dim.
+  void (*pass_states)(const PassParams&, void* stream);
+  void (*extra)(const ExtraParams&, void* stream);
+  void (*sum_heads)(const SumHeadsParams&, void* stream);
+  void (*decay_gradient)(const DecayGradientParams&, void* stream);
+  void (*step)(const LinearAttentionStep&, void* stream);
+};
+
+struct LinearRows {
+  const LinearKernels* begin;
+  const LinearKernels* end;
+};
+LinearRows linear_rows();
+
+}  // namespace tileattn::cuda
