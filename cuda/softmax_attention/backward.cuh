@@ -18,16 +18,20 @@ std::size_t dq_sum_bytes(const AttentionBackward& problem, const GridPlan& plan)
 
 template <class Element, int kDim, SharedBudget kBudget>
 struct BackwardLaunch {
-  using KeyConfig = typename BackwardConfigs<Element, kDim, kBudget>::KeyMajor;
-  using QueryConfig = typename BackwardConfigs<Element, kDim, kBudget>::QueryMajor;
   template <class Pattern>
-  static constexpr int kSharedBytes = int(std::max(sizeof(KeyMajorShared<KeyConfig, Pattern>),
-                                                   sizeof(QueryMajorShared<QueryConfig, Pattern>)));
+  using KeyMajor = typename BackwardConfigs<Element, kDim, kBudget, Pattern>::KeyMajor;
+  template <class Pattern>
+  using QueryMajor = typename BackwardConfigs<Element, kDim, kBudget, Pattern>::QueryMajor;
+  template <class Pattern>
+  static constexpr int kSharedBytes =
+      int(std::max(sizeof(KeyMajorShared<KeyMajor<Pattern>, Pattern>),
+                   sizeof(QueryMajorShared<QueryMajor<Pattern>, Pattern>)));
 
   static bool suits(const AttentionBackward&) { return true; }
 
   template <class Pattern>
   static std::size_t workspace(const AttentionBackward& problem) {
+    using KeyConfig = KeyMajor<Pattern>;
     if (problem.deterministic) return 0;
     return dq_sum_bytes<KeyConfig, Pattern>(problem, Tiles<KeyConfig, Pattern>::plan(problem));
   }
@@ -39,6 +43,8 @@ struct BackwardLaunch {
     launch(delta_kernel<Element>, (rows + kDeltaWarps - 1) / kDeltaWarps, kDeltaWarps * 32, 0,
            stream, problem);
 
+    using KeyConfig = KeyMajor<Pattern>;
+    using QueryConfig = QueryMajor<Pattern>;
     using KeyTiles = Tiles<KeyConfig, Pattern>;
     using QueryTiles = Tiles<QueryConfig, Pattern>;
     static_assert(kSharedBytes<Pattern> <= bytes_of(kBudget));

@@ -48,29 +48,30 @@ struct BackwardTile {
   int queries, keys, stages, warps;
 };
 
-/// Of the key-major kernel: K and V stay, Q and dO are streamed.
-constexpr BackwardTile key_major_tile(int dim, SharedBudget budget) {
+/// Of the key-major kernel: K and V stay, Q and dO are streamed. The masks of grids take registers.
+constexpr BackwardTile key_major_tile(int dim, SharedBudget budget, bool grid) {
   const bool small = budget == SharedBudget::k99KiB;
   switch (dim) {
     case 32:
     case 64: return {64, 128, 2, 8};
     case 96: return {64, small ? 64 : 128, 2, 8};
-    case 128: return small ? BackwardTile{64, 64, 1, 8} : BackwardTile{64, 128, 2, 8};
+    case 128: return small ? BackwardTile{64, 64, 1, 8} : BackwardTile{64, grid ? 64 : 128, 2, 8};
     case 192: return small ? BackwardTile{32, 64, 1, 8} : BackwardTile{64, 64, 2, 8};
     default: return small ? BackwardTile{32, 32, 1, 4} : BackwardTile{64, 64, 1, 8};
   }
 }
 
 /// Of the query-major kernel: Q and dO stay, K and V are streamed. Larger tiles spill.
-constexpr BackwardTile query_major_tile(int dim, SharedBudget budget) {
+constexpr BackwardTile query_major_tile(int dim, SharedBudget budget, bool grid) {
   const bool small = budget == SharedBudget::k99KiB;
-  return dim <= (small ? 96 : 128) ? BackwardTile{64, 64, 2, 8} : key_major_tile(dim, budget);
+  return dim <= (small ? 96 : 128) ? BackwardTile{64, 64, 2, 8} : key_major_tile(dim, budget, grid);
 }
 
-template <class Element, int kDim, SharedBudget kBudget>
+template <class Element, int kDim, SharedBudget kBudget, class Pattern>
 struct BackwardConfigs {
-  static constexpr BackwardTile kKeyMajor = key_major_tile(kDim, kBudget);
-  static constexpr BackwardTile kQueryMajor = query_major_tile(kDim, kBudget);
+  static constexpr bool kGrid = std::is_same_v<Pattern, Neighborhood<3>>;
+  static constexpr BackwardTile kKeyMajor = key_major_tile(kDim, kBudget, kGrid);
+  static constexpr BackwardTile kQueryMajor = query_major_tile(kDim, kBudget, kGrid);
   using KeyMajor = BackwardConfig<Element, kDim, kKeyMajor.queries, kKeyMajor.keys,
                                   kKeyMajor.stages, kKeyMajor.warps>;
   using QueryMajor = BackwardConfig<Element, kDim, kQueryMajor.queries, kQueryMajor.keys,
