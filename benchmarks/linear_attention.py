@@ -2,8 +2,9 @@
 
     python benchmarks/linear_attention.py [--json FILE]
 
-Prints medians, time per token over the length, the speed-up over PyTorch, and the useful FLOP/s
-(those of chunks of 64 tokens, however the kernel cuts) as a fraction of a matrix product's.
+Prints medians, the speed-up over PyTorch, the useful FLOP/s (those of chunks of 64 tokens, however
+the kernel cuts) as a fraction of a matrix product's, time per token over the length, and our dense
+attention's time beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 import tileattn
+from tileattn.cli import machine
 
 CHUNK = 64
 Run = Callable[[], object]
@@ -120,6 +122,22 @@ def per_token(heads: int, dim: int, lengths: list[int], seconds: float) -> dict[
     return {n: found[str(n)] / n * 1e9 for n in lengths}
 
 
+def beside_dense(heads: int, dim: int, lengths: list[int], seconds: float) -> dict[int, float]:
+    """Time of our causal dense attention over that of linear attention, by length: forward."""
+    ratios = {}
+    for tokens in lengths:
+        q, k, v, decay = inputs(tokens, heads, dim)
+        found = medians(
+            {
+                "linear": lambda: tileattn.linear_attention(q, k, v, log_decay=decay),  # noqa: B023
+                "dense": lambda: tileattn.attention(q, k, v, causal=True),  # noqa: B023
+            },
+            seconds / len(lengths),
+        )
+        ratios[tokens] = found["dense"] / found["linear"]
+    return ratios
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -136,10 +154,16 @@ def main() -> None:
         tokens = per_token(4, 64, [2048, 8192, 32768, 131072], arguments.seconds)
     print("ns per token:", {n: round(value, 1) for n, value in tokens.items()})
     print(f"128k / 2k: {tokens[131072] / tokens[2048]:.3f}")
+    dense = beside_dense(8, 64, [64, 128, 256, 512, 1024, 2048, 8192], arguments.seconds)
+    print("dense / linear:", {n: round(value, 2) for n, value in dense.items()})
     if arguments.json:
-        versions = {"torch": torch.__version__, "tileattn": tileattn.__version__}
-        record = {"versions": versions, "threads": arguments.threads, "results": results}
-        record["ns_per_token"] = tokens
+        record = {
+            "conditions": machine.conditions("cpu"),
+            "method": f"calls in turn in one process for {arguments.seconds} s; medians; fp32, B1",
+            "results": results,
+            "ns_per_token": tokens,
+            "dense_to_linear": dense,
+        }
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
