@@ -2,23 +2,25 @@
 
     python benchmarks/linear_attention.py [--json FILE]
 
-Prints medians, time per token over the length, the speed-up over PyTorch, and the useful FLOP/s
-(those of chunks of 64 tokens, however the kernel cuts) as a fraction of a matrix product's.
+Prints medians, time per token over the length, the speed-up over PyTorch, the useful FLOP/s (those
+of chunks of 64 tokens, however the kernel cuts) as a fraction of a matrix product's, and the length
+from which it is faster than our own causal softmax attention.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import tileattn
+from tileattn.cli import machine, timing
 
 CHUNK = 64
 Run = Callable[[], object]
@@ -46,16 +48,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
 
 def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     """Median time of each in seconds; they take turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(runs))]) < 3:
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
+    found = timing.interleave(runs, "cpu", seconds, lambda done: None)
+    return {name: measured.median for name, measured in found.items()}
 
 
 def flops(tokens: int, heads: int, dim: int) -> float:
@@ -120,6 +114,20 @@ def per_token(heads: int, dim: int, lengths: list[int], seconds: float) -> dict[
     return {n: found[str(n)] / n * 1e9 for n in lengths}
 
 
+def beside_dense(heads: int, dim: int, lengths: list[int], seconds: float) -> list[dict[str, Any]]:
+    """Forward times in ms of linear attention and of causal softmax attention."""
+    rows = []
+    for tokens in lengths:
+        q, k, v, decay = inputs(tokens, heads, dim)
+        runs: dict[str, Run] = {
+            "linear": partial(tileattn.linear_attention, q, k, v, log_decay=decay),
+            "dense": partial(tileattn.attention, q, k, v, causal=True),
+        }
+        found = medians(runs, seconds)
+        rows.append({"tokens": tokens} | {name: value * 1e3 for name, value in found.items()})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -127,19 +135,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
     results = []
-    with torch.random.fork_rng():
-        for dim in (64, 128):
-            result = compare(4096, 8, dim, arguments.seconds)
-            results.append(result)
-            print({name: round(value, 3) for name, value in result.items()})
-        tokens = per_token(4, 64, [2048, 8192, 32768, 131072], arguments.seconds)
+    for dim in (64, 128):
+        results.append(compare(4096, 8, dim, arguments.seconds))
+        print({name: round(value, 3) for name, value in results[-1].items()})
+    lengths = [2048, 8192, 32768, 131072]
+    tokens = per_token(4, 64, lengths, arguments.seconds)
     print("ns per token:", {n: round(value, 1) for n, value in tokens.items()})
-    print(f"128k / 2k: {tokens[131072] / tokens[2048]:.3f}")
+    growth = tokens[lengths[-1]] / tokens[lengths[0]]
+    print(f"128k / 2k: {growth:.3f}")
+    dense = beside_dense(8, 64, [64, 128, 256, 512, 1024, 2048], arguments.seconds / 4)
+    faster = next((row["tokens"] for row in dense if row["linear"] < row["dense"]), None)
+    print(f"faster than causal softmax attention from T = {faster}:")
+    for row in dense:
+        print({name: round(value, 3) for name, value in row.items()})
     if arguments.json:
-        versions = {"torch": torch.__version__, "tileattn": tileattn.__version__}
-        record = {"versions": versions, "threads": arguments.threads, "results": results}
-        record["ns_per_token"] = tokens
+        record = {
+            "conditions": machine.conditions("cpu"),
+            "method": f"fp32, batch 1, medians of calls in turn for {arguments.seconds} s a row",
+            "results": results,
+            "ns_per_token": tokens,
+            "growth_128k_2k": growth,
+            "beside_dense_ms": dense,
+            "faster_than_dense_from": faster,
+        }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
