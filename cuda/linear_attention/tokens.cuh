@@ -2,7 +2,7 @@
 #pragma once
 
 #include "params.h"
-#include "softmax_attention/tile.cuh"
+#include "softmax_attention/tiles_in_a_row.cuh"
 
 namespace tileattn::cuda {
 
@@ -74,8 +74,10 @@ CUTE_DEVICE void fetch_tile(typename Config::Element* to, Layout layout, const O
   using Element = typename Config::Element;
   const Element* rows = row_pointer<const Element>(operand.tensor, place.entry, tokens.begin,
                                                    place.head / operand.group);
-  load_rows<Config>(to, layout, rows + column, operand.tensor.token_stride, tokens.size(),
-                    operand.dim - column);
+  load_rows<Config>(
+      to, layout,
+      RowsInARow<const Element>{rows + column, operand.tensor.token_stride, tokens.size()},
+      operand.dim - column);
 }
 
 }  // namespace tileattn::cuda
