@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tileattn.feature_maps import relu_random
-
 
 def prefix_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, *, normalize: bool = True
@@ -114,7 +112,7 @@ def wersa_attention(
     def features(x: Tensor) -> Tensor:
         bands = own * torch.einsum("nt,bthd->bnhd", transform, x)
         filtered = torch.einsum("nt,bnhd->bthd", transform, bands)
-        return relu_random(filtered, projection, bandwidth)
+        return torch.relu(filtered @ projection / bandwidth) / projection.shape[-1] ** 0.5
 
     weights = _products(features(q), features(k))
     total = weights.sum(-1, keepdim=True)
