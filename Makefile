@@ -55,7 +55,7 @@ cpp-test: $(VENV)/installed
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
 python-test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CMAKE_BUILD_PARALLEL_LEVEL)
 
 # Another torch than the pinned CPU build: pip install it into .venv first.
 gpu-check: $(VENV)/installed
