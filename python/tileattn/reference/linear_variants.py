@@ -112,8 +112,8 @@ def wersa_attention(
     def features(x: Tensor) -> Tensor:
         bands = own * torch.einsum("nt,bthd->bnhd", transform, x)
         filtered = torch.einsum("nt,bnhd->bthd", transform, bands)
-        projected: Tensor = torch.relu(filtered @ projection / bandwidth)
-        return projected / projection.shape[-1] ** 0.5
+        random: Tensor = torch.relu(filtered @ projection / bandwidth)
+        return random * float(projection.shape[-1]) ** -0.5
 
     weights = _products(features(q), features(k))
     total = weights.sum(-1, keepdim=True)
