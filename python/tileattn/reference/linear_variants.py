@@ -113,7 +113,8 @@ def wersa_attention(
         bands = own * torch.einsum("nt,bthd->bnhd", transform, x)
         filtered = torch.einsum("nt,bnhd->bthd", transform, bands)
         random: Tensor = torch.relu(filtered @ projection / bandwidth)
-        return random * float(projection.shape[-1]) ** -0.5
+        scaled: Tensor = random * projection.shape[-1] ** -0.5
+        return scaled
 
     weights = _products(features(q), features(k))
     total = weights.sum(-1, keepdim=True)
