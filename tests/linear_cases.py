@@ -36,6 +36,7 @@ class Case:
     dim_v: int = 24
     decay: str = ""  # "h" or "bth"
     strength: float = 0.1  # of a decay, times |normal|
+    gain: float = 1.0  # of the values
     state: bool = True  # an initial one
     seqlens: tuple[int, ...] = ()
     tail: int = 0  # packed tokens that belong to no sequence
@@ -61,7 +62,7 @@ class Case:
 
         made["q"] = features(batch, length, self.heads, self.dim)
         made["k"] = features(batch, length, self.heads_kv, self.dim)
-        made["v"] = normal(batch, length, self.heads_kv, self.dim_v).to(dtype)
+        made["v"] = (self.gain * normal(batch, length, self.heads_kv, self.dim_v)).to(dtype)
         if self.decay:
             shape = (self.heads,) if self.decay == "h" else (batch, length, self.heads)
             made["log_decay"] = -self.strength * normal(*shape).abs()

@@ -30,6 +30,10 @@ CASES = {
     "bidirectional_normalized": Case(options={"causal": False, "normalize": True}),
     "bidirectional_no_state": Case(state=False, options={"causal": False}),
     "scale": Case(options={"scale": -3.0}),
+    # The state is beyond what float16 holds.
+    "large_state": Case(
+        batch=1, len=300, heads=2, heads_kv=1, gain=2000.0, options={"scale": 2**-7}
+    ),
     "one_token": Case(len=1, decay="bth"),
     "one_chunk": Case(len=48, decay="bth"),
     "one_more": Case(len=49, decay="bth"),

@@ -88,13 +88,14 @@ TILEATTN_HOST_DEVICE int state_elements(const LinearShape& shape, bool with_z) {
   return shape.dim * (shape.dim_v + (with_z ? 1 : 0));
 }
 
-inline __global__ void __launch_bounds__(kPassThreads)
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads)
     pass_states_kernel(const __grid_constant__ PassParams params) {
   const LinearShape& shape = params.shape;
   const int elements = state_elements(shape, params.slots.z), in_s = shape.dim * shape.dim_v;
-  const int blocks = tileattn::ceil_div(elements, kPassThreads);
+  const int blocks = tileattn::ceil_div(elements, kThreads);
   const std::int64_t pair = blockIdx.x / blocks;
-  int element = blockIdx.x % blocks * kPassThreads + threadIdx.x;
+  int element = blockIdx.x % blocks * kThreads + threadIdx.x;
   if (element >= elements) return;
 
   const bool in_z = element >= in_s;

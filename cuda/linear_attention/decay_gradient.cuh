@@ -112,8 +112,10 @@ CUTE_DEVICE float sum_slices(const float* parts, int slices, std::int64_t stride
   return sum;
 }
 
-inline __global__ void __launch_bounds__(32)
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads)
     chain_kernel(const __grid_constant__ DecayGradientParams params) {
+  static_assert(kThreads == 32 && kChunk == 2 * kThreads);
   constexpr float kNothing = -24.0f;  // 2^-24 of S is below its rounding errors
   const LinearShape& shape = params.shape;
   const Place place(shape, 1, blockIdx.x);

@@ -35,7 +35,7 @@ struct LinearLaunch {
   static void pass_states(const PassParams& params, void* stream) {
     const LinearShape& shape = params.shape;
     std::int64_t blocks = tileattn::ceil_div(state_elements(shape, params.slots.z), kPassThreads);
-    launch(pass_states_kernel, blocks * shape.batch * shape.heads, kPassThreads, 0,
+    launch(pass_states_kernel<kPassThreads>, blocks * shape.batch * shape.heads, kPassThreads, 0,
            static_cast<cudaStream_t>(stream), params);
   }
 
@@ -56,7 +56,7 @@ struct LinearLaunch {
     std::int64_t chunks = TileSlots{shape.cu_seqlens, shape.batch, shape.len, kChunk}.count();
     launch(pairs_kernel<Block>, chunks * shape.heads, Block::kThreads, 0,
            static_cast<cudaStream_t>(stream), params);
-    launch(chain_kernel, std::int64_t{shape.batch} * shape.heads * shape.segments, 32, 0,
+    launch(chain_kernel<32>, std::int64_t{shape.batch} * shape.heads * shape.segments, 32, 0,
            static_cast<cudaStream_t>(stream), params);
   }
 

@@ -35,6 +35,7 @@ struct alignas(128) WalkShared {
     Element keys[kChunk * Config::kDim];
     Element values[kChunk * kValues];
     SharedNumbers numbers;
+    float peaks[Config::kThreads / 32];  // of each warp's part of the state before the chunk
   } stages[Config::kStages];
   Element state[Config::kDim * kValues];
   // Extra::kValues: [kDim]. Extra::kKeys: [2][kValues], of this chunk and of the next.
@@ -138,16 +139,33 @@ class WalkBlock {
       shared_.z[threadIdx.x] = from.z && threadIdx.x < from.columns ? from.z[threadIdx.x] : 0.0f;
   }
 
+  /// Of the state before the n-th chunk. To be read after a barrier.
+  CUTE_DEVICE void note_peak(int n) {
+    if constexpr (kNarrow<Element>) {
+      float peak = state_.peak();
+      if (threadIdx.x % 32 == 0) shared_.stages[n % Config::kStages].peaks[threadIdx.x / 32] = peak;
+    }
+  }
+
+  /// The state's copy is the state times this.
+  CUTE_DEVICE float state_factor(int n) const {
+    if constexpr (!kNarrow<Element>) return 1.0f;
+    float peak = 0.0f;
+    for (float of_warp : shared_.stages[n % Config::kStages].peaks) peak = fmaxf(peak, of_warp);
+    return range_factor(peak);
+  }
+
   CUTE_DEVICE void visit(int n) {
     auto& stage = shared_.stages[n % Config::kStages];
     const SharedWeights& weights = shared_.weights;
     const bool of_queries = params_.numbers.of_queries;
     Range tokens = chunk_tokens<kWalk>(place_, n);
+    note_peak(n);
     cp_async_wait<0>();
     __syncthreads();  // this chunk is here; the other stage, state and weights are used up
     fetch(n + 1);
     if (params_.causal || n == 0) {
-      state_.share(shared_.state, Term::kFirst);
+      share(n, Term::kFirst);
       if (z_is_column()) state_.share_z(shared_.z);
     }
     if (threadIdx.x < 32)
@@ -162,11 +180,12 @@ class WalkBlock {
                            denominators);
     if (params_.exact) {
       __syncthreads();  // the first terms are used up
-      state_.share(shared_.state, Term::kSecond);
+      share(n, Term::kSecond);
       __syncthreads();  // the second are complete
       multiply_state<Config>(stage.queries, shared_.state, shared_.z, false, out, denominators);
     }
-    finish_read(by_rows(out), denominators, stage.numbers, z_row(n));
+    finish_read(by_rows(out), inverse_power(state_factor(n)), denominators, stage.numbers,
+                z_row(n));
     if (params_.dots) dot(by_rows(out), stage.numbers, tokens);
     if (params_.causal) {
       weigh_scores<Config, kWalk>(by_rows(scores), stage.numbers, of_queries, z_is_row());
@@ -189,10 +208,18 @@ class WalkBlock {
     store(out, stage.queries, tokens);
   }
 
-  /// out_i <- r_i (out_i + a_i z), and the denominators likewise.
+  /// The state's copy, for the queries of the n-th chunk.
+  CUTE_DEVICE void share(int n, Term term) {
+    float factor = state_factor(n);
+    if (factor != 1.0f) state_.scale(factor);
+    state_.share(shared_.state, term);
+    if (factor != 1.0f) state_.scale(inverse_power(factor));
+  }
+
+  /// out_i <- r_i (out_i / factor of the state + a_i z), and the denominators likewise.
   template <class Out>
-  CUTE_DEVICE void finish_read(Out&& out, float (&denominators)[2], const SharedNumbers& numbers,
-                               const float* z) const {
+  CUTE_DEVICE void finish_read(Out&& out, float inverse_factor, float (&denominators)[2],
+                               const SharedNumbers& numbers, const float* z) const {
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       float read = shape_.decay.data ? shared_.weights.read[row_of(r)] : 1.0f;
@@ -200,8 +227,8 @@ class WalkBlock {
       denominators[r] *= read;
       CUTE_UNROLL
       for (int c = 0; c < size<1>(out); ++c) {
-        if (z_is_row()) out(r, c) += extra * z[column_of(c)];
-        out(r, c) *= read;
+        out(r, c) *= read * inverse_factor;
+        if (z_is_row()) out(r, c) += read * extra * z[column_of(c)];
       }
     }
   }
