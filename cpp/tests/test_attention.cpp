@@ -1,5 +1,4 @@
-// Whole problems, forward and backward, against loops in double precision. Memory around
-// the tensors is NaN, so that anything read or written beyond them shows.
+// Whole problems, forward and backward, against loops in double precision.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,40 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "gapped_tensor.h"
 #include "tileattn/attention.h"
 
 namespace tileattn {
 namespace {
 
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
-
-/// A [token, head, dim] tensor with a gap of NaN after each head's elements.
-struct Tensor {
-  int tokens, heads, dim;
-  std::vector<float> values;
-  static constexpr int kGap = 3;
-
-  Tensor(int tokens, int heads, int dim, std::mt19937* generator = nullptr)
-      : tokens(tokens), heads(heads), dim(dim), values(tokens * heads * (dim + kGap) + kGap, kNan) {
-    std::normal_distribution<float> normal;
-    for (int t = 0; t < tokens && generator; ++t)
-      for (int h = 0; h < heads; ++h)
-        for (int d = 0; d < dim; ++d) at(t, h, d) = normal(*generator);
-  }
-  float& at(int t, int h, int d) { return values[kGap + (t * heads + h) * (dim + kGap) + d]; }
-  TensorRef ref() {
-    return {values.data() + kGap, 0, std::int64_t{heads} * (dim + kGap), dim + kGap};
-  }
-  ConstTensorRef const_ref() {
-    return {values.data() + kGap, 0, std::int64_t{heads} * (dim + kGap), dim + kGap};
-  }
-  bool gaps_untouched() {
-    for (std::size_t i = 0; i < values.size(); ++i)
-      if (static_cast<int>(i % (dim + kGap)) < kGap && !std::isnan(values[i])) return false;
-    return true;
-  }
-};
 
 struct Case {
   std::string name;
@@ -104,12 +76,13 @@ struct Problem {
   Case c;
   std::mt19937 generator{7};
   int tokens_q = total(c.lens_q), tokens_k = total(c.lens_k);
-  Tensor q{tokens_q, c.heads_q, c.dim, &generator}, k{tokens_k, c.heads_kv, c.dim, &generator},
-      v{tokens_k, c.heads_kv, c.dim_v, &generator}, dout{tokens_q, c.heads_q, c.dim_v, &generator};
-  Tensor out{tokens_q, c.heads_q, c.dim_v}, dq{tokens_q, c.heads_q, c.dim},
+  GappedTensor q{tokens_q, c.heads_q, c.dim, &generator},
+      k{tokens_k, c.heads_kv, c.dim, &generator}, v{tokens_k, c.heads_kv, c.dim_v, &generator},
+      dout{tokens_q, c.heads_q, c.dim_v, &generator};
+  GappedTensor out{tokens_q, c.heads_q, c.dim_v}, dq{tokens_q, c.heads_q, c.dim},
       dk{tokens_k, c.heads_kv, c.dim}, dv{tokens_k, c.heads_kv, c.dim_v};
   int bias_rows = c.bias_per_query ? tokens_q : 1;
-  Tensor bias{bias_rows, 1, tokens_k, &generator}, dbias{bias_rows, 1, tokens_k};
+  GappedTensor bias{bias_rows, 1, tokens_k, &generator}, dbias{bias_rows, 1, tokens_k};
   std::vector<float> slopes, sinks, dlse, lse, delta;
   std::vector<std::int32_t> cu_q = offsets(c.lens_q), cu_k = offsets(c.lens_k);
   float scale = 0.3f;
@@ -222,7 +195,7 @@ void reference_row(Problem& p, Expected& e, int n, int i, int h) {
   for (int j = 0; j < len_k; ++j) {
     if (s[j] == -kInf) continue;
     double weight = std::exp(s[j]) / sum, dweight = 0;
-    auto index = [](Tensor& x, int token, int head, int d) {
+    auto index = [](GappedTensor& x, int token, int head, int d) {
       return &x.at(token, head, d) - x.values.data();
     };
     for (int d = 0; d < c.dim_v; ++d) {
@@ -240,7 +213,7 @@ void reference_row(Problem& p, Expected& e, int n, int i, int h) {
 }
 
 Expected reference(Problem& p) {
-  auto zeros = [](const Tensor& x) { return std::vector<double>(x.values.size(), 0.0); };
+  auto zeros = [](const GappedTensor& x) { return std::vector<double>(x.values.size(), 0.0); };
   Expected e{zeros(p.dq), zeros(p.dk), zeros(p.dv), zeros(p.dbias), {}, {}};
   for (std::size_t n = 0; n < p.c.lens_q.size(); ++n)
     for (int i = 0; i < p.c.lens_q[n]; ++i)
@@ -252,7 +225,7 @@ void expect_close(const Error& error, const char* what) {
   EXPECT_LE(error.worst, 4e-6 * error.magnitude) << what;
 }
 
-void expect_close(Tensor& got, const std::vector<double>& expected, const char* what) {
+void expect_close(GappedTensor& got, const std::vector<double>& expected, const char* what) {
   Error error;
   for (int t = 0; t < got.tokens; ++t)
     for (int h = 0; h < got.heads; ++h)
@@ -284,7 +257,7 @@ TEST(Attention, GradientsAreBitEqualFromRunToRun) {
     Problem first(c), second(c);
     first.run(Executor::threads(3));
     second.run(Executor::threads(3));
-    auto equal = [](Tensor& a, Tensor& b) {
+    auto equal = [](GappedTensor& a, GappedTensor& b) {
       for (int t = 0; t < a.tokens; ++t)
         for (int h = 0; h < a.heads; ++h)
           for (int d = 0; d < a.dim; ++d)

@@ -1,46 +1,16 @@
 // Whole problems of linear attention, forward and backward, against the recurrence in double.
-// Memory around the tensors is NaN, so that anything read or written beyond them shows.
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "gapped_tensor.h"
 #include "tileattn/linear_attention.h"
 
 namespace tileattn {
 namespace {
-
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-/// [token, head, dim] with a gap of NaN after each head's elements.
-struct Tensor {
-  static constexpr int kGap = 3;
-  int heads, dim;
-  std::vector<float> values;
-
-  Tensor(int tokens, int heads, int dim, std::mt19937* generator = nullptr)
-      : heads(heads), dim(dim), values(tokens * heads * (dim + kGap) + kGap, kNan) {
-    std::normal_distribution<float> normal;
-    for (int t = 0; t < tokens && generator; ++t)
-      for (int h = 0; h < heads; ++h)
-        for (int d = 0; d < dim; ++d) at(t, h, d) = normal(*generator);
-  }
-  float& at(int t, int h, int d) { return values[kGap + (t * heads + h) * (dim + kGap) + d]; }
-  TensorRef ref() {
-    return {values.data() + kGap, 0, std::int64_t{heads} * (dim + kGap), dim + kGap};
-  }
-  ConstTensorRef const_ref() {
-    return {values.data() + kGap, 0, std::int64_t{heads} * (dim + kGap), dim + kGap};
-  }
-  bool gaps_untouched() const {
-    for (std::size_t i = 0; i < values.size(); ++i)
-      if (static_cast<int>(i % (dim + kGap)) < kGap && !std::isnan(values[i])) return false;
-    return true;
-  }
-};
 
 struct Case {
   std::string name;
@@ -80,10 +50,10 @@ std::vector<Case> cases() {
 struct Problem {
   Case c;
   std::mt19937 generator{1};
-  Tensor q{c.len, c.heads_q, c.dim, &generator}, k{c.len, c.heads_kv, c.dim, &generator},
+  GappedTensor q{c.len, c.heads_q, c.dim, &generator}, k{c.len, c.heads_kv, c.dim, &generator},
       v{c.len, c.heads_kv, c.dim_v, &generator}, dout{c.len, c.heads_q, c.dim_v, &generator};
-  Tensor out{c.len, c.heads_q, c.dim_v}, dq{c.len, c.heads_q, c.dim}, dk{c.len, c.heads_kv, c.dim},
-      dv{c.len, c.heads_kv, c.dim_v};
+  GappedTensor out{c.len, c.heads_q, c.dim_v}, dq{c.len, c.heads_q, c.dim},
+      dk{c.len, c.heads_kv, c.dim}, dv{c.len, c.heads_kv, c.dim_v};
   std::vector<float> log_decay, dlog_decay, first, last, dlast, dfirst;
   const float scale = 0.3f;
 
@@ -239,7 +209,7 @@ TEST(LinearAttention, ForwardAndBackward) {
     dlog_decay.expect_small("dlog_decay");
     last.expect_small("final state");
     dfirst.expect_small("gradient of the initial state");
-    for (const Tensor* written : {&p.out, &p.dq, &p.dk, &p.dv})
+    for (const GappedTensor* written : {&p.out, &p.dq, &p.dk, &p.dv})
       EXPECT_TRUE(written->gaps_untouched());
   }
 }
