@@ -134,14 +134,6 @@ std::vector<std::int64_t> rows_of(const Tensor& q, std::int64_t last) {
   return sizes;
 }
 
-/// Memory for a result. Packed tokens past the last sequence are no kernel's:
-/// they stay zero.
-Tensor new_result(const Inputs& in, const Tensor& like, const std::vector<std::int64_t>& sizes,
-                  ScalarType dtype) {
-  return is_packed(in) ? torch::stable::new_zeros(like, sizes, dtype)
-                       : torch::stable::new_empty(like, sizes, dtype);
-}
-
 /// The fp32 buffer for the gradient of a bias. In deterministic mode batch and
 /// heads are kept apart (the caller sums them), so that no two blocks add to
 /// one element.
@@ -165,8 +157,8 @@ std::tuple<Tensor, Tensor> attention_forward(
       scale, softcap, window_left, window_right, sink_tokens,  causal};
   check(in);
   in = readable(in);
-  Tensor out = new_result(in, q, rows_of(q, v.size(v.dim() - 1)), q.scalar_type());
-  Tensor lse = torch::stable::new_empty(q, rows_of(q), ScalarType::Float);
+  Tensor out = new_result(q, rows_of(q, v.size(v.dim() - 1)), q.scalar_type(), is_packed(in));
+  Tensor lse = new_result(q, rows_of(q), ScalarType::Float);
   if (is_packed(in)) torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   AttentionForward problem;
   describe(in, problem);
@@ -205,13 +197,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   lse = torch::stable::contiguous(lse);
   dlse = contiguous(dlse);
   auto gradient_of = [&](const Tensor& t) {
-    return new_result(in, t, rows_of(t, t.size(t.dim() - 1)), t.scalar_type());
+    return new_result(t, rows_of(t, t.size(t.dim() - 1)), t.scalar_type(), is_packed(in));
   };
   Tensor dq = gradient_of(q), dk = gradient_of(k), dv = gradient_of(v);
-  Tensor dbias = bias && bias_grad
-                     ? bias_gradient_buffer(in, deterministic)
-                     : torch::stable::new_empty(q, std::vector<std::int64_t>{0}, ScalarType::Float);
-  Tensor delta = new_result(in, q, rows_of(q), ScalarType::Float);
+  Tensor dbias = bias && bias_grad ? bias_gradient_buffer(in, deterministic)
+                                   : new_result(q, {0}, ScalarType::Float);
+  Tensor delta = new_result(q, rows_of(q), ScalarType::Float, is_packed(in));
 
   AttentionBackward problem;
   describe(in, problem);

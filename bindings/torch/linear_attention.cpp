@@ -121,15 +121,13 @@ void describe(const LinearInputs& in, LinearAttentionProblem& problem) {
   problem.initial_state = const_state(in.s, in.z);
 }
 
-Tensor empty(const Tensor& like, const Sizes& sizes) {
-  return torch::stable::new_empty(like, sizes, ScalarType::Float);
+/// Memory for a result with a row for each token.
+Tensor new_rows(const LinearInputs& in, const Sizes& sizes, ScalarType dtype) {
+  return new_result(in.k, sizes, dtype, in.cu_seqlens.has_value());
 }
 
-/// Memory for a result with a row for each token. Packed tokens past the last sequence are no
-/// kernel's: they stay zero.
-Tensor new_rows(const LinearInputs& in, const Sizes& sizes, ScalarType dtype) {
-  return in.cu_seqlens ? torch::stable::new_zeros(in.k, sizes, dtype)
-                       : torch::stable::new_empty(in.k, sizes, dtype);
+Tensor new_state(const Tensor& like, const Sizes& sizes) {
+  return new_result(like, sizes, ScalarType::Float);
 }
 
 const Sizes kNothing{0};
@@ -144,8 +142,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_attention_forward(
   out_sizes.push_back(v.size(3));
   Tensor out = new_rows(in, out_sizes, q.scalar_type());
   Tensor denominator = new_rows(in, normalize ? in.token_sizes() : kNothing, ScalarType::Float);
-  Tensor last_s = empty(k, in.state_sizes());
-  Tensor last_z = empty(k, normalize ? in.z_sizes() : kNothing);
+  Tensor last_s = new_state(k, in.state_sizes());
+  Tensor last_z = new_state(k, normalize ? in.z_sizes() : kNothing);
   LinearAttentionForward problem;
   describe(in, problem);
   problem.out = ref(out);
@@ -182,7 +180,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_attention_back
   Tensor dq = gradient_of(q), dk = gradient_of(k), dv = gradient_of(v);
   const bool with_decay = decay_grad && log_decay;
   Tensor ddecay = new_rows(in, with_decay ? in.token_sizes() : kNothing, ScalarType::Float);
-  Tensor ds = empty(k, in.state_sizes()), dz = empty(k, normalize ? in.z_sizes() : kNothing);
+  Tensor ds = new_state(k, in.state_sizes()),
+         dz = new_state(k, normalize ? in.z_sizes() : kNothing);
 
   LinearAttentionBackward problem;
   describe(in, problem);
@@ -207,8 +206,8 @@ std::tuple<Tensor, Tensor> segment_state(Tensor k, Tensor v, OptionalTensor log_
   LinearInputs in{std::nullopt, k, v, log_decay, s, z, cu_seqlens, heads, 1.0, true, normalize};
   check(in);
   in = readable(in);
-  Tensor last_s = empty(k, in.state_sizes());
-  Tensor last_z = empty(k, normalize ? in.z_sizes() : kNothing);
+  Tensor last_s = new_state(k, in.state_sizes());
+  Tensor last_z = new_state(k, normalize ? in.z_sizes() : kNothing);
   LinearAttentionState problem;
   describe(in, problem);
   problem.final_state = state(last_s, last_z);
@@ -238,7 +237,7 @@ Tensor linear_attention_step(Tensor q, Tensor k, Tensor v, Tensor s, OptionalTen
   v = torch::stable::contiguous(v);
   log_decay = contiguous(log_decay);
   slots = contiguous(slots);
-  Tensor out = torch::stable::new_empty(q, Sizes{batch, heads, dim_v}, q.scalar_type());
+  Tensor out = new_result(q, {batch, heads, dim_v}, q.scalar_type());
   LinearAttentionStep problem;
   problem.dtype = dtype_of(q);
   problem.batch = static_cast<int>(batch);

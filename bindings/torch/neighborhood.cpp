@@ -170,8 +170,8 @@ std::tuple<Tensor, Tensor> neighborhood_forward(Tensor q, Tensor k, Tensor v,
   Inputs in{q, k, v, extra_k, extra_v, window, stride, dilation, causal, offset, clip, scale};
   check(in);
   in = readable(in);
-  Tensor out = torch::stable::new_empty(q, sizes_with(q, v.size(v.dim() - 1)), q.scalar_type());
-  Tensor lse = torch::stable::new_empty(q, rows_of(q), ScalarType::Float);
+  Tensor out = new_result(q, sizes_with(q, v.size(v.dim() - 1)), q.scalar_type());
+  Tensor lse = new_result(q, rows_of(q), ScalarType::Float);
   AttentionForward problem;
   describe(in, problem);
   problem.out = grid_ref(out);
@@ -201,15 +201,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighborhood_backward(
   dout = with_vector_rows(dout);
   lse = torch::stable::contiguous(lse);
   dlse = contiguous(dlse);
-  auto gradient_of = [](const Tensor& t) {
-    return torch::stable::new_empty(t, sizes_of(t), t.scalar_type());
-  };
+  auto gradient_of = [](const Tensor& t) { return new_result(t, sizes_of(t), t.scalar_type()); };
   Tensor dq = gradient_of(q), dk = gradient_of(k), dv = gradient_of(v);
   auto extra_gradient = [&](const OptionalTensor& extra) {
-    return extra ? gradient_of(*extra) : torch::stable::new_empty(q, Ints{0}, q.scalar_type());
+    return extra ? gradient_of(*extra) : new_result(q, {0}, q.scalar_type());
   };
   Tensor dextra_k = extra_gradient(extra_k), dextra_v = extra_gradient(extra_v);
-  Tensor delta = torch::stable::new_empty(q, rows_of(q), ScalarType::Float);
+  Tensor delta = new_result(q, rows_of(q), ScalarType::Float);
 
   AttentionBackward problem;
   describe(in, problem);

@@ -7,7 +7,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
+#include "tileattn/memory.h"
 #include "tileattn/tensor_ref.h"
 
 namespace tileattn::torch_binding {
@@ -51,6 +53,17 @@ inline Tensor with_vector_rows(const Tensor& tensor) {
 inline OptionalTensor contiguous(const OptionalTensor& tensor) {
   if (!tensor) return std::nullopt;
   return torch::stable::contiguous(*tensor);
+}
+
+/// Memory for a result. `zeroed`: of packed sequences, where tokens past the last one are no
+/// kernel's.
+inline Tensor new_result(const Tensor& like, const std::vector<std::int64_t>& sizes,
+                         ScalarType dtype, bool zeroed = false) {
+  Tensor result = torch::stable::new_empty(like, sizes, dtype);
+  if (result.is_cpu())
+    prefer_large_pages(result.data_ptr(), result.numel() * size_of(dtype_of(result)));
+  if (zeroed) torch::stable::fill_(result, 0.0);
+  return result;
 }
 
 /// [batch, token, head, dim], or [token, head, dim] for packed sequences.

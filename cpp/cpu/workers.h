@@ -1,10 +1,6 @@
 // Aligned buffers, and tasks that share scratch memory among threads.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
@@ -14,6 +10,7 @@
 #include <new>
 
 #include "tileattn/executor.h"
+#include "tileattn/memory.h"
 
 namespace tileattn::cpu {
 
@@ -22,17 +19,13 @@ struct FreeAligned {
 };
 using Buffer = std::unique_ptr<float[], FreeAligned>;
 
-/// Large buffers ask for large pages: they are new for each call, and a page fault takes longer
-/// than filling a small page does.
 inline Buffer allocate(std::int64_t floats) {
-  constexpr std::size_t kLine = 64, kLargePage = std::size_t{2} << 20;
+  constexpr std::size_t kLine = 64;
   const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
   const std::size_t unit = bytes < 8 * kLargePage ? kLine : kLargePage;
   void* data = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
   if (!data) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  if (unit == kLargePage) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
+  if (unit == kLargePage) prefer_large_pages(data, bytes);
   return Buffer(static_cast<float*>(data));
 }
 
