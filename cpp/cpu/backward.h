@@ -175,9 +175,9 @@ void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int
     const int key = n * kPanel, count = visibility.padded(n);
     visibility.for_each_run_of_queries(n, [&](Range r) {
       product(r.size(), count, p.dim, plain(part(tile.q, r.begin)),
-              {tile.k_panels + key * p.dim, kPanel}, part(tile.weights, r.begin, key), false);
+              {tile.k_panels + key * p.dim, kPanel}, part(tile.weights, r.begin, key), 0.0f);
       product(r.size(), count, p.dim_v, plain(part(tile.dout, r.begin)),
-              {tile.v_panels + key * p.dim_v, kPanel}, part(tile.dscores, r.begin, key), false);
+              {tile.v_panels + key * p.dim_v, kPanel}, part(tile.dscores, r.begin, key), 0.0f);
     });
   }
   for (int r = 0; r < rows; ++r)
@@ -187,9 +187,9 @@ void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int
     const int key = n * kPanel, count = keys.count(n);
     visibility.for_each_run_of_queries(n, [&](Range r) {
       product(count, tile.dv.stride, r.size(), transposed(part(tile.weights, r.begin, key)),
-              part(tile.dout, r.begin), part(tile.dv, key), true);
+              part(tile.dout, r.begin), part(tile.dv, key), 1.0f);
       product(count, tile.dk.stride, r.size(), transposed(part(tile.dscores, r.begin, key)),
-              part(tile.q, r.begin), part(tile.dk, key), true);
+              part(tile.q, r.begin), part(tile.dk, key), 1.0f);
     });
   }
   const RowMajor dq = dq_rows(plan, tiles, queries, chunk, head);
@@ -198,7 +198,7 @@ void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int
     visibility.for_each_run_of_keys(group, [&](Range seen) {
       product(imin(kGroup, rows - r), dq.stride, seen.size(),
               plain(part(tile.dscores, r, seen.begin)), part(tile.k, seen.begin), part(dq, r),
-              true);
+              1.0f);
     });
   }
 }

@@ -36,7 +36,7 @@ void compute_scores(const ForwardTile& tile, const float* packed_k, int dim,
     visibility.for_each_run_of_queries(p, [&](Range rows) {
       product(rows.size(), visibility.padded(p), dim,
               {part(tile.q, rows.begin).data, tile.q.stride, 1}, {k_panel, kPanel},
-              part(tile.s, rows.begin, p * kPanel), false);
+              part(tile.s, rows.begin, p * kPanel), 0.0f);
     });
   }
 }
@@ -62,7 +62,7 @@ void absorb_group(const ForwardTile& tile, int group, Range rows, const float* p
     product(rows.size(), static_cast<int>(tile.out.stride), keys.size(),
             {part(tile.s, rows.begin, keys.begin).data, tile.s.stride, 1},
             {packed_v + first * tile.out.stride, tile.out.stride}, part(tile.out, rows.begin),
-            true);
+            1.0f);
   });
 }
 

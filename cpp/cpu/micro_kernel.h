@@ -1,7 +1,8 @@
 // The one matrix product that everything else is made of:
 //
-//   C[m][n] = (accumulate ? C[m][n] : 0) + sum over k of A(m, k) * B[k][n]
+//   C[m][n] = keep * C[m][n] + sum over k of A(m, k) * B[k][n]
 //
+// With keep = 0, C is not read.
 // A is read element by element at any strides, so it may be transposed; B and C
 // are row-major and n a multiple of kColumnGranule. A block of up to kGroup rows
 // by kMaxVecs vectors of C stays in registers while k runs.
@@ -43,13 +44,13 @@ constexpr int kMaxVecs = 2;  // 6 x 2 of 16
 
 template <int Rows, int Vecs>
 void block_product(int depth, StridedA a, const float* b, std::int64_t b_stride, RowMajor c,
-                   bool accumulate) {
+                   float keep) {
   Vec sum[Rows][Vecs];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < Vecs; ++v)
-      sum[r][v] = accumulate ? load(c.data + r * c.stride + v * kWidth) : Vec{};
+      sum[r][v] = keep != 0.0f ? keep * load(c.data + r * c.stride + v * kWidth) : Vec{};
   const float* a_column = a.data;
   for (int k = 0; k < depth; ++k, b += b_stride, a_column += a.k_stride) {
     Vec b_row[Vecs];
@@ -70,44 +71,44 @@ void block_product(int depth, StridedA a, const float* b, std::int64_t b_stride,
 
 template <int Vecs>
 void group_product(int rows, int depth, StridedA a, const float* b, std::int64_t b_stride,
-                   RowMajor c, bool accumulate) {
+                   RowMajor c, float keep) {
   static_assert(kGroup == 6);
   switch (rows) {
-    case 1: return block_product<1, Vecs>(depth, a, b, b_stride, c, accumulate);
-    case 2: return block_product<2, Vecs>(depth, a, b, b_stride, c, accumulate);
-    case 3: return block_product<3, Vecs>(depth, a, b, b_stride, c, accumulate);
-    case 4: return block_product<4, Vecs>(depth, a, b, b_stride, c, accumulate);
-    case 5: return block_product<5, Vecs>(depth, a, b, b_stride, c, accumulate);
-    default: return block_product<6, Vecs>(depth, a, b, b_stride, c, accumulate);
+    case 1: return block_product<1, Vecs>(depth, a, b, b_stride, c, keep);
+    case 2: return block_product<2, Vecs>(depth, a, b, b_stride, c, keep);
+    case 3: return block_product<3, Vecs>(depth, a, b, b_stride, c, keep);
+    case 4: return block_product<4, Vecs>(depth, a, b, b_stride, c, keep);
+    case 5: return block_product<5, Vecs>(depth, a, b, b_stride, c, keep);
+    default: return block_product<6, Vecs>(depth, a, b, b_stride, c, keep);
   }
 }
 
 /// All rows of C, columns [column, column + vecs * kWidth).
 inline void panel_product(int rows, int vecs, int depth, StridedA a, const float* b,
-                          std::int64_t b_stride, RowMajor c, bool accumulate) {
+                          std::int64_t b_stride, RowMajor c, float keep) {
   for (int r = 0; r < rows; r += kGroup) {
     int count = imin(kGroup, rows - r);
     StridedA a_rows{a.data + r * a.row_stride, a.row_stride, a.k_stride};
     RowMajor c_rows{c.data + r * c.stride, c.stride};
     switch (vecs) {
-      case 1: group_product<1>(count, depth, a_rows, b, b_stride, c_rows, accumulate); break;
-      case 2: group_product<2>(count, depth, a_rows, b, b_stride, c_rows, accumulate); break;
+      case 1: group_product<1>(count, depth, a_rows, b, b_stride, c_rows, keep); break;
+      case 2: group_product<2>(count, depth, a_rows, b, b_stride, c_rows, keep); break;
 #if defined(__AVX512F__) || defined(__aarch64__)
-      case 3: group_product<3>(count, depth, a_rows, b, b_stride, c_rows, accumulate); break;
-      case 4: group_product<4>(count, depth, a_rows, b, b_stride, c_rows, accumulate); break;
+      case 3: group_product<3>(count, depth, a_rows, b, b_stride, c_rows, keep); break;
+      case 4: group_product<4>(count, depth, a_rows, b, b_stride, c_rows, keep); break;
 #endif
     }
   }
 }
 
 inline void product(int rows, int columns, int depth, StridedA a, ConstRowMajor b, RowMajor c,
-                    bool accumulate) {
+                    float keep) {
   int vecs_left = columns / kWidth;
   const float* b_panel = b.data;
   while (vecs_left > 0) {
     // Even panels: 5 vectors are 3 + 2 rather than 4 + 1.
     int vecs = ceil_div(vecs_left, ceil_div(vecs_left, kMaxVecs));
-    panel_product(rows, vecs, depth, a, b_panel, b.stride, c, accumulate);
+    panel_product(rows, vecs, depth, a, b_panel, b.stride, c, keep);
     b_panel += vecs * kWidth;
     c.data += vecs * kWidth;
     vecs_left -= vecs;

@@ -119,7 +119,7 @@ inline void compute_scores(const Chunk& c, Walk walk) {
     product(imin(kGroup, c.rows - g * kGroup), round_up(reached.end - first, kColumnGranule), c.dim,
             {c.queries.data + g * kGroup * c.queries.stride, c.queries.stride, 1},
             {c.keys + first, kPanel},
-            {c.scores.data + g * kGroup * c.scores.stride + first, c.scores.stride}, false);
+            {c.scores.data + g * kGroup * c.scores.stride + first, c.scores.stride}, 0.0f);
   }
 }
 
@@ -142,7 +142,7 @@ inline void read_state(const Chunk& c, const ChunkDecay& decay) {
       for (float *q = c.queries.data + i * c.queries.stride, *end = q + c.dim; q < end; ++q)
         *q *= decay.row(i);
   product(c.rows, static_cast<int>(c.out.stride), c.dim, {c.queries.data, c.queries.stride, 1},
-          c.state, c.out, false);
+          c.state, c.out, 0.0f);
 }
 
 /// out_i += sum over reached j of scores_ij v_j
@@ -152,21 +152,18 @@ inline void add_values(const Chunk& c, Walk walk) {
     product(imin(kGroup, c.rows - g * kGroup), static_cast<int>(c.out.stride), reached.size(),
             {c.scores.data + g * kGroup * c.scores.stride + reached.begin, c.scores.stride, 1},
             {c.values.data + reached.begin * c.values.stride, c.values.stride},
-            {c.out.data + g * kGroup * c.out.stride, c.out.stride}, true);
+            {c.out.data + g * kGroup * c.out.stride, c.out.stride}, 1.0f);
   }
 }
 
 /// S <- total * S + sum over j of c_j k_j v_j^T
 inline void update_state(const Chunk& c, const ChunkDecay& decay) {
-  if (decay.total() != 1.0f) {
+  if (decay.total() != 1.0f)
     for (float *row = c.keys, *end = row + c.dim * kPanel; row < end; row += kPanel)
       for (int j = 0; j < c.rows; j += kWidth)
         store(row + j, load(row + j) * load(decay.columns() + j));
-    for (std::int64_t i = 0; i < c.dim * c.state.stride; i += kWidth)
-      store(c.state.data + i, load(c.state.data + i) * decay.total());
-  }
   product(c.dim, static_cast<int>(c.state.stride), c.rows, {c.keys, kPanel, 1}, c.values, c.state,
-          true);
+          decay.total());
 }
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

@@ -61,8 +61,12 @@ inline void forward(const LinearAttentionForward& p, LinearSpan span, float* sta
     if (p.causal) {
       load_panel(key_rows(p, tokens), tokens.rows, p.dim, chunk.keys);
       load_values(p, tokens, chunk.values);
+      const ChunkTokens next = chunk_of(p, span, imin(n + 1, chunks_in(span) - 1));
+      prefetch_rows(key_rows(p, next), next.rows, p.dim);
       compute_scores(chunk, decay.walk());
       decay_scores(chunk, decay);
+      prefetch_rows(query_rows(p, next), next.rows, p.dim);
+      prefetch_rows(value_rows(p, next), next.rows, p.dim_v);
     }
     read_state(chunk, decay);
     if (p.causal) {

@@ -59,6 +59,11 @@ inline RowsInARow<const char> value_rows(const LinearAttentionProblem& p, const 
   return rows_of(p.v, p.dtype, c.batch, c.kv_head, c.begin);
 }
 
+/// Asks for the rows of a chunk that comes next, while another is computed.
+inline void prefetch_rows(RowsInARow<const char> rows, int count, int dim) {
+  for (int r = 0; r < count; ++r) prefetch(rows, r, dim);
+}
+
 /// Values, and 1 as their last channel where they are normalized.
 inline void load_values(const LinearAttentionProblem& p, const ChunkTokens& c, RowMajor to) {
   load_rows(value_rows(p, c), 0, c.rows, c.rows, p.dim_v, 1.0f, to);
