@@ -42,7 +42,8 @@ def steps(device: str, out: Path) -> dict[str, tuple[list[str], int]]:
             options = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
             subset = [*PYTEST, "-k", SANITIZED.format(device=device)]
             made[tool] = (options + subset, 150)
-    presets = ("cuda-dense", "cuda-flex") if device == "cuda" else ("cpu-quick",)
+    families = ("dense", "flex", "neighborhood", "linear")
+    presets = [f"cuda-{name}" for name in families] if device == "cuda" else ["cpu-quick"]
     for preset in presets:
         files = ["--json", str(out / f"{preset}.json"), "--plot", str(out / f"{preset}.png")]
         flex = ["--flex"] if preset.endswith("flex") else []

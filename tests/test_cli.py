@@ -14,8 +14,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 import tileattn
-from tileattn.cli import app, verify
+from tileattn.cli import app
 from tileattn.cli.grid_workloads import GridWorkload
+from tileattn.cli.linear_workloads import LinearWorkload
 from tileattn.cli.presets import PRESETS
 
 PNG = b"\x89PNG"
@@ -50,14 +51,15 @@ def test_verify_finds_the_kernels_right() -> None:
     assert "cases are as exact as PyTorch" in result.output
 
 
-def test_verify_fails_on_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("operator", ["attention", "neighborhood_attention", "linear_attention"])
+def test_verify_fails_on_a_wrong_kernel(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale that is off by a percent is found, and told by the exit code."""
-    right = tileattn.attention
+    right = getattr(tileattn, operator)
 
     def wrong(q: object, *args: object, **options: object) -> object:
         return right(q * 1.01, *args, **options)  # type: ignore[operator]
 
-    monkeypatch.setattr(verify, "attention", wrong)
+    monkeypatch.setattr(tileattn, operator, wrong)
     result = call("verify")
     assert result.exit_code == 1
     assert "FAILED" in result.output
@@ -96,6 +98,24 @@ def test_bench_of_a_neighborhood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert all(row["flop_bound"] == pytest.approx(64 / 12) for row in rows)
     assert all(1 <= row["tile_bound"] <= row["flop_bound"] for row in rows)
     assert [row["ratio"] for row in rows if row["kernel"] == "dense"] == [1.0, 1.0]
+
+
+def test_bench_of_linear_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = LinearWorkload(128, heads=1, dim=8)
+    rows = (small, replace(small, backward=True), replace(small, baseline="dense"))
+    monkeypatch.setitem(PRESETS, "cpu-linear", (*rows, replace(small, baseline="")))
+    figures = tmp_path / "figures.json"
+    result = call("bench", "--preset", "cpu-linear", "--seconds", "0", "--json", str(figures))
+    assert result.exit_code == 0, result.output
+    found = json.loads(figures.read_text())["results"]
+    expected = ["tileattn", "chunked"] * 2 + ["tileattn", "dense", "tileattn"]
+    assert [row["kernel"] for row in found] == expected
+
+
+def test_bench_compares_the_formula_of_linear_attention() -> None:
+    functions = LinearWorkload(192, heads=2, dim=16).functions("cpu", flex=False)
+    ours, formula = (functions[name]() for name in ("tileattn", "chunked"))
+    torch.testing.assert_close(formula, ours, rtol=1e-5, atol=1e-5)
 
 
 def test_bench_compares_flex_attention_on_the_same_neighborhood() -> None:

@@ -44,6 +44,9 @@ def bench(
     Neighborhoods: ratio is the time of our own attention over all tokens by that of the row's
     kernel. Bounds: what it is if only visible pairs cost time, and if all of the best tiles do.
 
+    Linear attention: beside its chunked formula in PyTorch, or our causal attention; FLOPs are
+    those of chunks of 64 tokens, however the kernel cuts.
+
     Examples:
 
         tileattn bench --preset cpu-dense --json benchmarks/results/my-cpu/dense.json
@@ -53,6 +56,8 @@ def bench(
         tileattn bench -n 8192 --window 256 0 --flex
 
         tileattn bench --preset cpu-neighborhood --flex --plot neighborhood.png
+
+        tileattn bench --preset cpu-linear --seconds 8
     """
     console.check_device(device)
     if threads is not None:

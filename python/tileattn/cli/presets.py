@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tileattn.cli.grid_workloads import GridWorkload
+from tileattn.cli.linear_workloads import LinearWorkload
 from tileattn.cli.workloads import Problem, Workload
 
 _WINDOWS = (
@@ -43,12 +44,28 @@ PRESETS: dict[str, tuple[Problem, ...]] = {
         Workload(4096, dtype="bf16", backward=True),
     ),
     "cpu-neighborhood": _NEIGHBORHOODS,
+    "cpu-linear": (
+        *(LinearWorkload(4096, dim=d, backward=b) for d in (64, 128) for b in (False, True)),
+        *(LinearWorkload(n, baseline="", heads=4) for n in (2048, 8192, 32768, 131072)),
+        *(LinearWorkload(n, baseline="dense") for n in (64, 128, 256, 1024, 8192)),
+    ),
     "cpu-quick": (Workload(512), Workload(512, backward=True), Workload(1024, causal=True)),
     "cuda-dense": tuple(
         Workload(length, 16384 // length, 64, 8, dim, "bf16", causal, None, backward)
         for dim in (64, 128, 256)
         for length in (2048, 4096, 8192, 16384)
         for causal in (False, True)
+        for backward in (False, True)
+    ),
+    "cuda-neighborhood": tuple(
+        GridWorkload(grid, window, heads=16, dim=dim, dtype="bf16", backward=backward)
+        for grid, window in (((128, 128), (13, 13)), ((30, 48, 80), (18, 24, 24)))
+        for dim in (64, 128)
+        for backward in (False, True)
+    ),
+    "cuda-linear": tuple(
+        LinearWorkload(16384, "chunked", batch, 64, 128, "bf16", backward)
+        for batch in (1, 2)
         for backward in (False, True)
     ),
     "cuda-flex": tuple(

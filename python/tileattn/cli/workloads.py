@@ -34,7 +34,8 @@ class Problem(Protocol):
     def baseline(self) -> str: ...
     @property
     def flops(self) -> float:
-        """Useful FLOPs: two products forward and five backward, visible pairs only."""
+        """Useful FLOPs: of softmax attention two products forward and five backward, visible
+        pairs only."""
 
     @property
     def bounds(self) -> dict[str, float]:
