@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import linear_attention, reference
+from tileattn import feature_maps, linear_attention, reference
 
 #: A rounding to the dtype (two where gradients start from a rounded out), or what float32 loses in
 #: long sums. No limit is above those of the specification: 1e-3, 5e-3, 8e-3.
@@ -42,6 +42,12 @@ class Case:
     tail: int = 0  # packed tokens that belong to no sequence
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def state_dim(self) -> int:
+        """Channels of what meets the state."""
+        fused = self.options.get("feature_map") == "taylor2"
+        return 1 + self.dim + self.dim**2 if fused else self.dim
+
     def tensors(self, dtype: torch.dtype, seed: int = 0) -> Tensors:
         generator = torch.Generator().manual_seed(seed)
         batch, length = self.batch, self.len
@@ -68,9 +74,9 @@ class Case:
             made["log_decay"] = -self.strength * normal(*shape).abs()
         if self.state:
             sequences = len(self.seqlens) or batch
-            made["s"] = normal(sequences, self.heads, self.dim, self.dim_v)
+            made["s"] = normal(sequences, self.heads, self.state_dim, self.dim_v)
             if normalize:
-                made["z"] = normal(sequences, self.heads, self.dim).abs()
+                made["z"] = normal(sequences, self.heads, self.state_dim).abs()
         return made
 
 
@@ -121,6 +127,13 @@ def compare(actual: Tensors, exact: Tensors, dtype: torch.dtype) -> None:
         assert error <= LIMIT[dtype] * size, f"{name}: error {error:.3g} of {size:.3g}"
 
 
+def truth(tensors: Tensors, options: dict[str, Any]) -> Tensors:
+    """The reference in float64; it takes a feature map as a function."""
+    if "feature_map" in options:
+        options = options | {"feature_map": feature_maps.NAMED[options["feature_map"]]}
+    return run(reference.linear_attention, tensors, options, exact=True)
+
+
 def check(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Tensors:
     """Runs the kernel on the case, compares all results with the truth and returns them."""
     tensors = {name: t.to(device) for name, t in case.tensors(dtype, seed).items()}
@@ -129,5 +142,5 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) ->
     for name, tensor in tensors.items():
         if name in LEAVES:
             assert actual[f"d{name}"].dtype == tensor.dtype, name
-    compare(actual, run(reference.linear_attention, tensors, case.options, exact=True), dtype)
+    compare(actual, truth(tensors, case.options), dtype)
     return actual

@@ -10,6 +10,7 @@ from linear_cases import Case
 from torch import Tensor
 
 from tileattn import linear_attention, segment_state
+from tileattn._linear_ops import FEATURE_MAPS
 
 FORWARD = torch.ops.tileattn.linear_attention_forward.default
 BACKWARD = torch.ops.tileattn.linear_attention_backward.default
@@ -22,44 +23,55 @@ CASES = {
     "decay": Case(len=9, dim=8, dim_v=5, decay="bth", options={"normalize": True}),
     "packed": Case(seqlens=(5, 0, 3), dim=8, dim_v=5, decay="bth"),
     "bidirectional": Case(len=9, dim=8, dim_v=5, options={"causal": False}),
+    "taylor2": Case(len=9, dim=4, dim_v=5, decay="bth", options={"feature_map": "taylor2"}),
 }
 NAMES = ("q", "k", "v", "log_decay", "s", "z", "cu_seqlens")
 
 
-def raw(name: str, requires_grad: bool) -> tuple[list[Tensor | None], bool, bool]:
-    """Tensors as the raw ops take them; causal; normalize."""
+def raw(name: str, requires_grad: bool) -> tuple[list[Tensor | None], bool, bool, int]:
+    """Tensors as the raw ops take them; causal; normalize; feature_map."""
     case = CASES[name]
     tensors = case.tensors(torch.float32)
     for key, tensor in tensors.items():
         tensor.requires_grad_(requires_grad and key != "cu_seqlens")
     options = case.options
     found = [tensors.get(n) for n in NAMES]
-    return found, options.get("causal", True), options.get("normalize", False)
+    feature_map = FEATURE_MAPS.index(options.get("feature_map"))
+    return found, options.get("causal", True), options.get("normalize", False), feature_map
 
 
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck_forward(name: str, requires_grad: bool) -> None:
-    tensors, causal, normalize = raw(name, requires_grad)
-    torch.library.opcheck(FORWARD, (*tensors, 0.25, causal, normalize))
+    tensors, *options = raw(name, requires_grad)
+    torch.library.opcheck(FORWARD, (*tensors, 0.25, *options))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck_backward(name: str) -> None:
-    tensors, causal, normalize = raw(name, False)
-    out, denominator, s, z = FORWARD(*tensors, 0.25, causal, normalize)
+    tensors, causal, normalize, feature_map = raw(name, False)
+    out, denominator, s, z = FORWARD(*tensors, 0.25, causal, normalize, feature_map)
     kept = (out, denominator) if normalize else (None, None)
     arriving = (torch.randn_like(out), torch.randn_like(s), torch.ones_like(z))
     q_k_v, rest = tensors[:3], tensors[3:]
     arguments = (*arriving[:2], arriving[2] if normalize else None, *q_k_v, *kept, *rest)
     for decay_grad in {False, tensors[3] is not None}:
-        torch.library.opcheck(BACKWARD, (*arguments, 0.25, causal, normalize, decay_grad))
+        options = (0.25, causal, normalize, decay_grad, feature_map)
+        torch.library.opcheck(BACKWARD, (*arguments, *options))
 
 
-@pytest.mark.parametrize("name", ["plain", "constant_decay", "decay", "packed"])
+@pytest.mark.parametrize("name", ["plain", "constant_decay", "decay", "packed", "taylor2"])
 def test_opcheck_segment_state(name: str) -> None:
-    (_, *tensors), _, normalize = raw(name, True)
-    torch.library.opcheck(SEGMENT_STATE, (*tensors, 4, normalize))
+    (_, *tensors), _, normalize, feature_map = raw(name, True)
+    torch.library.opcheck(SEGMENT_STATE, (*tensors, 4, normalize, feature_map))
+
+
+def test_no_feature_map_by_default() -> None:
+    tensors, *options = raw("decay", False)
+    for result, expected in zip(
+        FORWARD(*tensors, 0.25, *options[:2]), FORWARD(*tensors, 0.25, *options), strict=True
+    ):
+        assert torch.equal(result, expected)
 
 
 def inputs(name: str) -> dict[str, Any]:
