@@ -18,6 +18,9 @@ struct Case {
   float decay = 0.1f;  // of each token, times |normal|
   bool causal = true;
   int threads = 1;
+  FeatureMap feature_map = FeatureMap::kNone;
+
+  int features() const { return feature_dim(feature_map, dim); }
 };
 
 std::vector<Case> cases() {
@@ -63,7 +66,7 @@ struct Problem {
     for (float& x : log_decay) x = -c.decay * std::fabs(normal(generator));
     dlog_decay.assign(log_decay.size(), kNan);
     for (std::vector<float>* state : {&first, &dlast}) {
-      state->resize(c.heads_q * c.dim * c.dim_v);
+      state->resize(c.heads_q * c.features() * c.dim_v);
       for (float& x : *state) x = normal(generator);
     }
     last.assign(first.size(), kNan);
@@ -84,6 +87,7 @@ struct Problem {
     if (c.decay > 0) p.log_decay = {log_decay.data(), 0, c.heads_q, 1};
     p.causal = c.causal;
     p.scale = scale;
+    p.feature_map = c.feature_map;
     p.initial_state = {first.data(), nullptr};
   }
 
@@ -214,6 +218,85 @@ TEST(LinearAttention, ForwardAndBackward) {
   }
 }
 
+/// taylor2 of x, [token, head, 1 + dim + dim^2].
+GappedTensor features_of(GappedTensor& x, int tokens) {
+  const int dim = x.dim;
+  const float root = std::pow(dim, -0.25f), pair = 1 / std::sqrt(2.0f * dim);
+  GappedTensor features(tokens, x.heads, feature_dim(FeatureMap::kTaylor2, dim));
+  for (int t = 0; t < tokens; ++t)
+    for (int h = 0; h < x.heads; ++h) {
+      features.at(t, h, 0) = 1;
+      for (int i = 0; i < dim; ++i) {
+        features.at(t, h, 1 + i) = root * x.at(t, h, i);
+        for (int j = 0; j < dim; ++j)
+          features.at(t, h, 1 + dim + i * dim + j) = pair * x.at(t, h, i) * x.at(t, h, j);
+      }
+    }
+  return features;
+}
+
+/// The distance of dx from the gradient that the one of x's features stands for.
+Distance distance_through_features(GappedTensor& x, GappedTensor& dfeatures, GappedTensor& dx,
+                                   int tokens) {
+  const int dim = x.dim;
+  const float root = std::pow(dim, -0.25f), pair = 1 / std::sqrt(2.0f * dim);
+  Distance distance;
+  for (int t = 0; t < tokens; ++t)
+    for (int h = 0; h < x.heads; ++h)
+      for (int i = 0; i < dim; ++i) {
+        double expected = root * dfeatures.at(t, h, 1 + i);
+        for (int j = 0; j < dim; ++j)
+          expected += pair * x.at(t, h, j) *
+                      (double(dfeatures.at(t, h, 1 + dim + i * dim + j)) +
+                       dfeatures.at(t, h, 1 + dim + j * dim + i));
+        distance.add(expected, dx.at(t, h, i));
+      }
+  return distance;
+}
+
+Distance distance_of(const std::vector<float>& expected, const std::vector<float>& actual) {
+  Distance distance;
+  for (std::size_t i = 0; i < expected.size(); ++i) distance.add(expected[i], actual[i]);
+  return distance;
+}
+
+Distance distance_of(GappedTensor& expected, GappedTensor& actual, int tokens) {
+  Distance distance;
+  for (int t = 0; t < tokens; ++t)
+    for (int h = 0; h < expected.heads; ++h)
+      for (int d = 0; d < expected.dim; ++d) distance.add(expected.at(t, h, d), actual.at(t, h, d));
+  return distance;
+}
+
+TEST(LinearAttention, Taylor2IsTheCallOnItsFeatures) {
+  for (Case c : cases()) {
+    if (c.dim > 24) continue;  // more features than there may be
+    SCOPED_TRACE(c.name);
+    c.dim = c.dim / 3 + 1;
+    Case unfused = c;
+    c.feature_map = FeatureMap::kTaylor2;
+    unfused.dim = c.features();
+    Problem fused(c), built(unfused);
+    built.q = features_of(fused.q, c.len);
+    built.k = features_of(fused.k, c.len);
+    built.v = fused.v;
+    built.dout = fused.dout;
+    built.log_decay = fused.log_decay;
+    built.first = fused.first;
+    built.dlast = fused.dlast;
+    built.run();
+    distance_of(built.out, fused.out, c.len).expect_small("out");
+    distance_of(built.last, fused.last).expect_small("final state");
+    distance_through_features(fused.q, built.dq, fused.dq, c.len).expect_small("dq");
+    distance_through_features(fused.k, built.dk, fused.dk, c.len).expect_small("dk");
+    distance_of(built.dv, fused.dv, c.len).expect_small("dv");
+    if (c.decay > 0) distance_of(built.dlog_decay, fused.dlog_decay).expect_small("dlog_decay");
+    distance_of(built.dfirst, fused.dfirst).expect_small("gradient of the initial state");
+    for (const GappedTensor* written : {&fused.out, &fused.dq, &fused.dk, &fused.dv})
+      EXPECT_TRUE(written->gaps_untouched());
+  }
+}
+
 TEST(LinearAttention, SegmentStateIsTheFinalState) {
   for (int threads : {1, 5}) {
     Case c{"", 700, 1, 1, 16, 8};
@@ -225,9 +308,7 @@ TEST(LinearAttention, SegmentStateIsTheFinalState) {
     problem.q = {};
     problem.final_state = {state.data(), nullptr};
     cpu::segment_state(problem, Executor::threads(threads));
-    Distance distance;
-    for (std::size_t i = 0; i < state.size(); ++i) distance.add(p.last[i], state[i]);
-    distance.expect_small("state");
+    distance_of(p.last, state).expect_small("state");
   }
 }
 

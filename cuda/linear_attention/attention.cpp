@@ -22,6 +22,8 @@ void check(const LinearAttentionProblem& p) {
     throw std::invalid_argument("tileattn: heads_kv must divide heads_q");
   if (!p.causal && p.log_decay.data)
     throw std::invalid_argument("tileattn: log_decay needs causal attention");
+  if (p.feature_map != FeatureMap::kNone)
+    throw std::invalid_argument("tileattn: the CUDA kernels have no feature maps");
 }
 
 /// The kernels for queries and keys of `dim` channels.

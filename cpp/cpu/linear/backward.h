@@ -8,7 +8,7 @@
 // Only the last is a difference; <S, dS> before the chunk, for the chunk before, follows from it.
 #pragma once
 
-#include "cpu/linear/operands.h"
+#include "cpu/linear/features.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -21,18 +21,16 @@ inline void accumulate_gradient(const LinearAttentionBackward& p, LinearSpan spa
                                 float* scratch) {
   Arena arena(scratch);
   Chunk chunk{};
-  chunk.dim = p.dim;
-  chunk.keys = arena.take(p.dim, kPanel).data;
+  chunk.dim = state_rows(p);
+  chunk.keys = arena.take(chunk.dim, kPanel).data;
   chunk.values = arena.take(kChunk, padded_value_dim(p));
   chunk.state = {dstate, padded_value_dim(p)};
-  RowMajor q = arena.take(kChunk, padded_dim(p));
   ChunkDecay decay(Walk::kBackwards);
   for (int n = chunks_in(span) - 1; n >= 0; --n) {
     const ChunkTokens tokens = chunk_of(p, span, n);
     chunk.rows = tokens.rows;
     decay.compute(p.log_decay, tokens.batch, tokens.head, tokens.begin, tokens.rows);
-    load_rows(query_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, p.scale, q);
-    transpose_rows(q, tokens.rows, p.dim, chunk.keys);
+    load_features(p, query_rows(p, tokens), tokens.rows, query_factor(p), chunk.keys);
     load_dout(p, tokens, chunk.values);
     update_state(chunk, decay);
   }
@@ -86,10 +84,11 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
 /// The tiles of the sweep backwards: two chunks that share them.
 struct KeySweep {
   Chunk for_dk, for_dv;
-  RowMajor dk, dv;      // sums over the query heads of a key head
-  float pairs[kChunk];  // at t: what tokens before t give to the others of the chunk
+  RowMajor dstates, transposed;  // of all query heads of the key head
+  RowMajor dk, dv;               // sums over them
 
-  KeySweep(const LinearAttentionBackward& p, Arena& arena) : for_dk{}, for_dv{} {
+  KeySweep(const LinearAttentionBackward& p, float* dstates_of_heads, Arena& arena)
+      : for_dk{}, for_dv{}, dstates{dstates_of_heads, padded_value_dim(p)} {
     RowMajor k = arena.take(kChunk, padded_dim(p)), v = arena.take(kChunk, padded_value_dim(p));
     RowMajor q = arena.take(kChunk, padded_dim(p)), dout = arena.take(kChunk, padded_value_dim(p));
     for_dv.dim = p.dim;
@@ -106,6 +105,17 @@ struct KeySweep {
     }
     dk = arena.take(kChunk, padded_dim(p));
     dv = arena.take(kChunk, padded_value_dim(p));
+    const int group = p.heads_q / p.heads_kv;
+    transposed = arena.take(std::int64_t{group} * value_dim(p), padded_dim(p));
+    for (int n = 0; n < group; ++n) {
+      choose_head(p, n);
+      transpose_state(for_dv.state, p.dim, value_dim(p), for_dk.state);
+    }
+  }
+
+  void choose_head(const LinearAttentionBackward& p, int n) {
+    for_dv.state = part(dstates, n * p.dim);
+    for_dk.state = part(transposed, n * value_dim(p));
   }
 
   void load(const LinearAttentionBackward& p, const ChunkTokens& c) {
@@ -119,16 +129,22 @@ struct KeySweep {
   }
 };
 
+/// What tokens give to others, of a chunk.
+struct Given {
+  float pairs[kChunk];  // at t: by those before t to those from t on
+  float after[kChunk];  // by each to after the chunk
+};
+
 /// Scores of dv are decayed already, those of dk are not.
-inline void sum_pairs(KeySweep& sweep) {
-  const int rows = sweep.for_dk.rows;
+inline void sum_pairs(const Chunk& for_dk, const Chunk& for_dv, float* pairs) {
+  const int rows = for_dk.rows;
   float received[kChunk] = {};  // by each token, from those before t
   for (int t = 0; t < rows; ++t) {
     float sum = 0;
     for (int i = t; i < rows; ++i) sum += received[i];
-    sweep.pairs[t] = sum;
-    const float* a = sweep.for_dv.scores.data + t * kPanel;
-    const float* b = sweep.for_dk.scores.data + t * kPanel;
+    pairs[t] = sum;
+    const float* a = for_dv.scores.data + t * kPanel;
+    const float* b = for_dk.scores.data + t * kPanel;
     for (int i = t + 1; i < rows; ++i) received[i] += a[i] == 0 ? 0.0f : a[i] * b[i];
   }
 }
@@ -136,17 +152,15 @@ inline void sum_pairs(KeySweep& sweep) {
 /// Completes dlog_decay, where the sweep forwards left what each token receives from before the
 /// chunk; product: <S, dS>, from after the chunk to before it.
 inline void sum_dlog_decay(const LinearAttentionBackward& p, const ChunkTokens& c,
-                           const ChunkDecay& decay, const KeySweep& sweep, double& product) {
+                           const ChunkDecay& decay, const Given& by, double& product) {
   constexpr float kNothing = 0x1p-24f;  // what is left of S is below its rounding errors
-  const RowMajor k = sweep.for_dv.queries, dk = sweep.for_dk.out;
-  double given[kChunk + 1] = {};  // by tokens before t, to after the chunk
-  for (int t = 0; t < c.rows; ++t)
-    given[t + 1] = given[t] + dot(dk.data + t * dk.stride, k.data + t * k.stride, padded_dim(p));
+  double given[kChunk + 1] = {};        // by tokens before t, to after the chunk
+  for (int t = 0; t < c.rows; ++t) given[t + 1] = given[t] + by.after[t];
   double through = decay.total() < kNothing ? 0.0 : product - given[c.rows], received = 0;
   for (int t = c.rows - 1; t >= 0; --t) {
     float* dlog_decay = dlog_decay_at(p, c, t);
     received += *dlog_decay;
-    *dlog_decay = static_cast<float>(through + received + given[t] + sweep.pairs[t]);
+    *dlog_decay = static_cast<float>(through + received + given[t] + by.pairs[t]);
   }
   product = through + received;
 }
@@ -156,44 +170,43 @@ inline void add_rows(RowMajor from, int rows, bool first, RowMajor to) {
     store(to.data + i, first ? load(from.data + i) : load(to.data + i) + load(from.data + i));
 }
 
-/// One chunk of one query head.
-inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTokens& tokens,
-                                bool first_head, const ChunkDecay& decay, double& product,
-                                KeySweep& sweep) {
+/// One chunk of query head n of its key head.
+inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTokens& tokens, int n,
+                                const ChunkDecay& decay, double& product, KeySweep& sweep) {
   Chunk &dk = sweep.for_dk, &dv = sweep.for_dv;
+  Given given;
+  sweep.choose_head(p, n);
   sweep.load(p, tokens);
   if (p.causal) {
     compute_scores(dv, decay.walk());
     compute_scores(dk, decay.walk());
     decay_scores(dv, decay);
-    if (p.dlog_decay) sum_pairs(sweep);
+    if (p.dlog_decay) sum_pairs(dk, dv, given.pairs);
     decay_scores(dk, decay);
   }
   read_state(dk, decay);
-  if (p.dlog_decay) sum_dlog_decay(p, tokens, decay, sweep, product);
+  if (p.dlog_decay) {
+    for (int t = 0; t < tokens.rows; ++t)
+      given.after[t] =
+          dot(part(dk.out, t).data, part(dv.queries, t).data, static_cast<int>(dk.out.stride));
+    sum_dlog_decay(p, tokens, decay, given, product);
+  }
   read_state(dv, decay);
   if (p.causal)
     for (Chunk* chunk : {&dk, &dv}) {
       add_values(*chunk, decay.walk());
       update_state(*chunk, decay);
     }
-  add_rows(dk.out, tokens.rows, first_head, sweep.dk);
-  add_rows(dv.out, tokens.rows, first_head, sweep.dv);
+  add_rows(dk.out, tokens.rows, n == 0, sweep.dk);
+  add_rows(dv.out, tokens.rows, n == 0, sweep.dv);
 }
 
-inline void backward_keys(const LinearAttentionBackward& p, LinearSpan span, float* dstates,
-                          double* products, float* scratch) {
+template <class Sweep>
+void backward_keys(const LinearAttentionBackward& p, LinearSpan span, float* dstates,
+                   double* products, float* scratch) {
   const int group = p.heads_q / p.heads_kv, kv_head = span.head;
   Arena arena(scratch);
-  KeySweep sweep(p, arena);
-  RowMajor transposed = arena.take(std::int64_t{group} * value_dim(p), padded_dim(p));
-  auto state_of = [&](int n) { return RowMajor{dstates + n * state_size(p), padded_value_dim(p)}; };
-  auto transposed_of = [&](int n) {
-    return RowMajor{transposed.data + std::int64_t{n} * value_dim(p) * transposed.stride,
-                    transposed.stride};
-  };
-  for (int n = 0; n < group; ++n)
-    transpose_state(state_of(n), p.dim, value_dim(p), transposed_of(n));
+  Sweep sweep(p, dstates, arena);
   ChunkDecay decay(Walk::kBackwards);
   for (int chunk = chunks_in(span) - 1; chunk >= 0; --chunk) {
     ChunkTokens tokens{};
@@ -201,14 +214,12 @@ inline void backward_keys(const LinearAttentionBackward& p, LinearSpan span, flo
       span.head = kv_head * group + n;
       tokens = chunk_of(p, span, chunk);
       decay.compute(p.log_decay, tokens.batch, tokens.head, tokens.begin, tokens.rows);
-      sweep.for_dv.state = state_of(n);
-      sweep.for_dk.state = transposed_of(n);
-      backward_keys_chunk(p, tokens, n == 0, decay, products[n], sweep);
+      backward_keys_chunk(p, tokens, n, decay, products[n], sweep);
     }
     auto dk = rows_of(p.dk, p.dtype, tokens.batch, kv_head, tokens.begin);
     auto dv = rows_of(p.dv, p.dtype, tokens.batch, kv_head, tokens.begin);
     for (int r = 0; r < tokens.rows; ++r) {
-      store_row(sweep.dk.data + r * sweep.dk.stride, dk.row(r), p.dtype, p.dim, 1.0f);
+      store_row(sweep.dk.data + r * sweep.dk.stride, dk.row(r), p.dtype, p.dim, key_factor(p));
       store_row(sweep.dv.data + r * sweep.dv.stride, dv.row(r), p.dtype, p.dim_v, 1.0f);
     }
   }

@@ -44,6 +44,7 @@ class ChunkDecay {
 
   Walk walk() const { return walk_; }
   float row(int i) const { return row_[i]; }
+  const float* rows() const { return row_; }
   const float* columns() const { return column_; }
   const float* pairs(int i) const { return pair_[i]; }  // D_ij, 0 where i does not reach j
   float total() const { return total_; }
@@ -156,12 +157,15 @@ inline void add_values(const Chunk& c, Walk walk) {
   }
 }
 
+/// panel[dim][kPanel]: column j of a token times factors[j]
+inline void scale_columns(float* panel, int dim, int rows, const float* factors) {
+  for (float *row = panel, *end = row + dim * kPanel; row < end; row += kPanel)
+    for (int j = 0; j < rows; j += kWidth) store(row + j, load(row + j) * load(factors + j));
+}
+
 /// S <- total * S + sum over j of c_j k_j v_j^T
 inline void update_state(const Chunk& c, const ChunkDecay& decay) {
-  if (decay.total() != 1.0f)
-    for (float *row = c.keys, *end = row + c.dim * kPanel; row < end; row += kPanel)
-      for (int j = 0; j < c.rows; j += kWidth)
-        store(row + j, load(row + j) * load(decay.columns() + j));
+  if (decay.total() != 1.0f) scale_columns(c.keys, c.dim, c.rows, decay.columns());
   product(c.dim, static_cast<int>(c.state.stride), c.rows, {c.keys, kPanel, 1}, c.values, c.state,
           decay.total());
 }

@@ -8,37 +8,37 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/linear/plan.h"
+#include "cpu/linear/states.h"
 #include "cpu/workers.h"
 #include "tileattn/attention.h"
 
 namespace tileattn::cpu {
 
 namespace portable {
-extern const LinearKernels kLinearKernels;
+extern const LinearVariant kLinearVariant;
 }
 #if defined(TILEATTN_X86_VARIANTS)
 namespace avx2 {
-extern const LinearKernels kLinearKernels;
+extern const LinearVariant kLinearVariant;
 }
 namespace avx512 {
-extern const LinearKernels kLinearKernels;
+extern const LinearVariant kLinearVariant;
 }
 #endif
 
 namespace {
 
-const LinearKernels& choose_kernels() {
+const LinearVariant& choose_variant() {
 #if defined(TILEATTN_X86_VARIANTS)
-  for (const LinearKernels* kernels : {&avx512::kLinearKernels, &avx2::kLinearKernels})
-    if (std::strcmp(kernels->name, instruction_set()) == 0) return *kernels;
+  for (const LinearVariant* variant : {&avx512::kLinearVariant, &avx2::kLinearVariant})
+    if (std::strcmp(variant->name, instruction_set()) == 0) return *variant;
 #endif
-  return portable::kLinearKernels;
+  return portable::kLinearVariant;
 }
 
-const LinearKernels& kernels() {
-  static const LinearKernels& chosen = choose_kernels();
-  return chosen;
+const LinearKernels& kernels_for(const LinearAttentionProblem& p) {
+  static const LinearVariant& chosen = choose_variant();
+  return chosen.kernels[static_cast<int>(p.feature_map)];
 }
 
 /// What memory safety rests on; the rest was checked by the caller.
@@ -46,6 +46,8 @@ void check(const LinearAttentionProblem& p) {
   for (int dim : {p.dim, p.dim_v})
     if (dim <= 0 || dim > kMaxLinearDim)
       throw std::invalid_argument("head dims must be from 1 to 1024");
+  if (feature_dim(p.feature_map, p.dim) > kMaxLinearDim)
+    throw std::invalid_argument("there must be at most 1024 features");
   if (p.heads_q > 0 && (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0))
     throw std::invalid_argument("heads_kv must divide heads_q");
   if (!p.causal && p.log_decay.data)
@@ -75,6 +77,10 @@ class Segments {
 
   int sequences() const { return batch_; }
   int count() const { return count_; }  // segments of each sequence; they may be empty
+  /// All tokens of a sequence.
+  LinearSpan whole(int sequence, int head) const {
+    return {packed_ ? 0 : sequence, head, begins_[sequence], ends_[sequence + 1]};
+  }
   LinearSpan span(int sequence, int head, int segment) const {
     int begin = begins_[sequence], end = ends_[sequence + 1];
     int size = round_up(ceil_div(end - begin, count_), kChunk);
@@ -106,45 +112,6 @@ void for_each_segment(const Executor& executor, const Segments& segments, int he
           static_cast<int>(i % per_head)},
          memory);
   });
-}
-
-/// Between the caller's states and those in scratch, whose last channel is z.
-void load_state(const LinearAttentionProblem& p, ConstStateRef from, int sequence, int head,
-                float* to) {
-  const int columns = padded_value_dim(p);
-  std::fill(to, to + state_size(p), 0.0f);
-  if (!from.s) return;
-  std::int64_t first = (std::int64_t{sequence} * p.heads_q + head) * p.dim;
-  for (int d = 0; d < p.dim; ++d) {
-    std::copy_n(from.s + (first + d) * p.dim_v, p.dim_v, to + d * columns);
-    if (p.normalize) to[d * columns + p.dim_v] = from.z[first + d];
-  }
-}
-
-void store_state(const LinearAttentionProblem& p, const float* from, int sequence, int head,
-                 StateRef to) {
-  if (!to.s) return;
-  const int columns = padded_value_dim(p);
-  std::int64_t first = (std::int64_t{sequence} * p.heads_q + head) * p.dim;
-  for (int d = 0; d < p.dim; ++d) {
-    std::copy_n(from + d * columns, p.dim_v, to.s + (first + d) * p.dim_v);
-    if (p.normalize) to.z[first + d] = from[d * columns + p.dim_v];
-  }
-}
-
-float decay_over(const LinearAttentionProblem& p, LinearSpan span) {
-  const DecayRef& decay = p.log_decay;
-  double sum = 0;
-  for (int t = span.begin; t < span.end && decay.data; ++t)
-    sum += decay.data[span.batch * decay.batch_stride + t * decay.token_stride +
-                      span.head * decay.head_stride];
-  return static_cast<float>(std::exp(sum));
-}
-
-double dot(const float* a, const float* b, std::int64_t count) {
-  double sum = 0;
-  for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
 }
 
 /// The states that segments start from, when there are several segments.
@@ -209,31 +176,32 @@ void linear_attention_forward(const LinearAttentionForward& p, const Executor& e
   check(p);
   const Segments segments(p, p.heads_q, executor.num_threads);
   auto accumulate = [&](LinearSpan span, float* state, float* scratch) {
-    kernels().accumulate(p, span, state, scratch);
+    kernels_for(p).accumulate(p, span, state, scratch);
   };
   const PassedStates states(p, segments, executor, false, p.initial_state, accumulate);
-  for_each_segment(executor, segments, p.heads_q, state_size(p) + linear_scratch(p),
-                   [&](Place place, float* state) {
-                     float* scratch = state + state_size(p);
-                     const LinearSpan span =
-                         segments.span(place.sequence, place.head, place.segment);
-                     if (segments.count() > 1) {
-                       std::copy_n(states.before(place), state_size(p), state);
-                     } else {
-                       load_state(p, p.initial_state, place.sequence, place.head, state);
-                       if (!p.causal) accumulate(span, state, scratch);
-                     }
-                     kernels().forward(p, span, state, scratch);
-                     if (place.segment == segments.count() - 1)
-                       store_state(p, state, place.sequence, place.head, p.final_state);
-                   });
+  for_each_segment(
+      executor, segments, p.heads_q, state_size(p) + linear_scratch(p),
+      [&](Place place, float* state) {
+        float* scratch = state + state_size(p);
+        const LinearSpan span = segments.span(place.sequence, place.head, place.segment);
+        if (segments.count() > 1) {
+          std::copy_n(states.before(place), state_size(p), state);
+        } else {
+          load_state(p, p.initial_state, place.sequence, place.head, state);
+          if (!p.causal) accumulate(span, state, scratch);
+        }
+        kernels_for(p).forward(p, span, state, scratch);
+        if (place.segment == segments.count() - 1)
+          store_state(p, state, place.sequence, segments.whole(place.sequence, place.head),
+                      p.initial_state, p.final_state);
+      });
 }
 
 void segment_state(const LinearAttentionState& p, const Executor& executor) {
   check(p);
   const Segments segments(p, p.heads_q, executor.num_threads);
   auto accumulate = [&](LinearSpan span, float* state, float* scratch) {
-    kernels().accumulate(p, span, state, scratch);
+    kernels_for(p).accumulate(p, span, state, scratch);
   };
   const PassedStates states(p, segments, executor, false, p.initial_state, accumulate);
   const std::int64_t pairs = std::int64_t{p.batch} * p.heads_q;
@@ -241,14 +209,15 @@ void segment_state(const LinearAttentionState& p, const Executor& executor) {
                    [&](std::int64_t pair, float* state) {
                      const int sequence = static_cast<int>(pair / p.heads_q);
                      const int head = static_cast<int>(pair % p.heads_q);
-                     Place last{sequence, head, segments.count() - 1};
+                     const LinearSpan whole = segments.whole(sequence, head);
+                     const float* last = state;
                      if (segments.count() > 1) {
-                       store_state(p, states.after(last), sequence, head, p.final_state);
-                       return;
+                       last = states.after({sequence, head, segments.count() - 1});
+                     } else {
+                       load_state(p, p.initial_state, sequence, head, state);
+                       accumulate(whole, state, state + state_size(p));
                      }
-                     load_state(p, p.initial_state, sequence, head, state);
-                     accumulate(segments.span(sequence, head, 0), state, state + state_size(p));
-                     store_state(p, state, sequence, head, p.final_state);
+                     store_state(p, last, sequence, whole, p.initial_state, p.final_state);
                    });
 }
 
@@ -257,10 +226,10 @@ void linear_attention_backward(const LinearAttentionBackward& p, const Executor&
   const Segments segments(p, p.heads_kv, executor.num_threads);
   const std::int64_t size = state_size(p);
   auto accumulate = [&](LinearSpan span, float* state, float* scratch) {
-    kernels().accumulate(p, span, state, scratch);
+    kernels_for(p).accumulate(p, span, state, scratch);
   };
   auto accumulate_gradient = [&](LinearSpan span, float* dstate, float* scratch) {
-    kernels().accumulate_gradient(p, span, dstate, scratch);
+    kernels_for(p).accumulate_gradient(p, span, dstate, scratch);
   };
   const PassedStates states(p, segments, executor, false, p.initial_state, accumulate);
   const PassedStates dstates(p, segments, executor, true, p.dfinal_state, accumulate_gradient);
@@ -282,10 +251,12 @@ void linear_attention_backward(const LinearAttentionBackward& p, const Executor&
           load_state(p, p.initial_state, place.sequence, place.head, state);
           if (!p.causal) accumulate(span, state, scratch);
         }
-        kernels().backward_queries(p, span, state, scratch);
+        kernels_for(p).backward_queries(p, span, state, scratch);
         if (!p.dlog_decay) return;
         if (count == 1) load_state(p, p.dfinal_state, place.sequence, place.head, dstate);
-        product_of(place) = dot(state, count > 1 ? dstates.before(place) : dstate, size);
+        product_of(place) = dot(state, count > 1 ? dstates.before(place) : dstate, size) +
+                            dot_of_rest(p, p.initial_state, p.dfinal_state, place.sequence,
+                                        segments.whole(place.sequence, place.head));
       });
 
   const int group = p.heads_kv > 0 ? p.heads_q / p.heads_kv : 1;
@@ -303,22 +274,26 @@ void linear_attention_backward(const LinearAttentionBackward& p, const Executor&
             continue;
           }
           load_state(p, p.dfinal_state, member.sequence, member.head, dstate + n * size);
-          LinearSpan whole = segments.span(member.sequence, member.head, 0);
-          if (!p.causal) accumulate_gradient(whole, dstate + n * size, scratch);
+          if (!p.causal)
+            accumulate_gradient(segments.whole(member.sequence, member.head), dstate + n * size,
+                                scratch);
         }
-        kernels().backward_keys(p, span, dstate, own.data(), scratch);
+        kernels_for(p).backward_keys(p, span, dstate, own.data(), scratch);
         if (place.segment == 0)
           for (int n = 0; n < group; ++n)
-            store_state(p, dstate + n * size, place.sequence, place.head * group + n,
+            store_state(p, dstate + n * size, place.sequence,
+                        segments.whole(place.sequence, place.head * group + n), p.dfinal_state,
                         p.dinitial_state);
       });
 }
 
 void linear_attention_step(const LinearAttentionStep& p, const Executor& executor) {
   check(p);
+  if (p.feature_map != FeatureMap::kNone)
+    throw std::invalid_argument("a step takes features, not a feature map");
   const std::int64_t count = std::int64_t{p.batch} * p.heads_q;
   run_with_scratch(executor, count, 0, [&](std::int64_t i, float*) {
-    kernels().step(p, static_cast<int>(i / p.heads_q), static_cast<int>(i % p.heads_q));
+    kernels_for(p).step(p, static_cast<int>(i / p.heads_q), static_cast<int>(i % p.heads_q));
   });
 }
 

@@ -72,8 +72,8 @@ inline void load_values(const LinearAttentionProblem& p, const ChunkTokens& c, R
 
 /// The gradient of numerator and denominator: dout / den, and -(dout . out) / den.
 inline void load_dout(const LinearAttentionBackward& p, const ChunkTokens& c, RowMajor to) {
-  load_rows(rows_of(p.dout, p.dtype, c.batch, c.head, c.begin), 0, c.rows, c.rows, p.dim_v, 1.0f,
-            to);
+  load_rows(rows_of(p.dout, p.dtype, c.batch, c.head, c.begin), 0, c.rows, c.rows, p.dim_v,
+            out_factor(p), to);
   if (!p.normalize) return;
   auto out_rows = rows_of(p.out, p.dtype, c.batch, c.head, c.begin);
   const float* denominators =

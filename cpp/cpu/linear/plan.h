@@ -20,6 +20,24 @@ struct LinearSpan {
   int begin, end;  // tokens of that entry
 };
 
+/// Rows of a state in scratch. Of the features x_i x_j and x_j x_i, which are equal, it has one.
+TILEATTN_HOST_DEVICE int state_rows(const LinearAttentionProblem& p) {
+  return p.feature_map == FeatureMap::kTaylor2 ? 1 + p.dim + p.dim * (p.dim + 1) / 2 : p.dim;
+}
+
+/// Factors of q, k, and of out and its gradient, on their way between memory and scratch. With
+/// taylor2 the score is to be q . k / sqrt(dim), and scale follows the polynomial.
+TILEATTN_HOST_DEVICE float key_factor(const LinearAttentionProblem& p) {
+  if (p.feature_map == FeatureMap::kNone) return 1.0f;
+  return 1.0f / __builtin_sqrtf(__builtin_sqrtf(static_cast<float>(p.dim)));
+}
+TILEATTN_HOST_DEVICE float query_factor(const LinearAttentionProblem& p) {
+  return p.feature_map == FeatureMap::kNone ? p.scale : key_factor(p);
+}
+TILEATTN_HOST_DEVICE float out_factor(const LinearAttentionProblem& p) {
+  return p.feature_map == FeatureMap::kNone ? 1.0f : p.scale;
+}
+
 /// Channels of the values; the denominator is one more, whose value is 1.
 TILEATTN_HOST_DEVICE int value_dim(const LinearAttentionProblem& p) {
   return p.dim_v + (p.normalize ? 1 : 0);
@@ -31,15 +49,14 @@ TILEATTN_HOST_DEVICE int padded_dim(const LinearAttentionProblem& p) {
 TILEATTN_HOST_DEVICE int padded_value_dim(const LinearAttentionProblem& p) {
   return round_up(value_dim(p), kColumnGranule);
 }
-/// Floats of a state in scratch, [dim][padded value dim]: S, and z as one more column.
+/// Floats of a state in scratch, [state_rows][padded value dim]: S, and z as one more column.
 TILEATTN_HOST_DEVICE std::int64_t state_size(const LinearAttentionProblem& p) {
-  return std::int64_t{p.dim} * padded_value_dim(p);
+  return std::int64_t{state_rows(p)} * padded_value_dim(p);
 }
 
-/// Kernels of one instruction set. `scratch` is aligned to 64 bytes and holds as many floats
+/// Kernels of one feature map. `scratch` is aligned to 64 bytes and holds as many floats
 /// as linear_scratch() says. States are those of the span's head and are brought up to date.
 struct LinearKernels {
-  const char* name;
   /// state: from before the span to after it.
   void (*accumulate)(const LinearAttentionProblem&, LinearSpan, float* state, float* scratch);
   /// The gradient of the state: from after the span to before it.
@@ -55,17 +72,25 @@ struct LinearKernels {
   /// likewise.
   void (*backward_keys)(const LinearAttentionBackward&, LinearSpan, float* dstates,
                         double* products, float* scratch);
-  /// One token of one query head.
+  /// One token of one query head; null where there is a feature map.
   void (*step)(const LinearAttentionStep&, int token, int head);
+};
+
+/// All kernels of one instruction set.
+struct LinearVariant {
+  const char* name;
+  LinearKernels kernels[2];  // by feature map
 };
 
 /// Floats of scratch for any of the kernels.
 constexpr std::int64_t kTilesPerDim = 4;
 TILEATTN_HOST_DEVICE std::int64_t linear_scratch(const LinearAttentionProblem& p) {
   std::int64_t dims = padded_dim(p) + padded_value_dim(p);
+  std::int64_t tiles = kTilesPerDim * kPanel * dims + 4 * kChunk * kPanel;
+  if (p.feature_map != FeatureMap::kNone)
+    return tiles + kPanel * (3 * std::int64_t{state_rows(p)} + padded_value_dim(p));
   std::int64_t transposed_states = std::int64_t{padded_value_dim(p)} * padded_dim(p);
-  return kTilesPerDim * kPanel * dims + 4 * kChunk * kPanel +
-         transposed_states * (p.heads_q / p.heads_kv);
+  return tiles + transposed_states * (p.heads_q / p.heads_kv);
 }
 
 }  // namespace tileattn::cpu

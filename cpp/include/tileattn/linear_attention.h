@@ -5,6 +5,9 @@
 //
 // normalize: out_t = (q_t^T S_t) / (q_t^T z_t) with z_t = lambda_t z_{t-1} + k_t, and 0 where
 // the denominator is. Not causal: every query reads the state after the last token (no decay).
+//
+// With a feature map, phi(q) and phi(k) take the place of q and k, and the state is
+// [feature_dim, dim_v].
 #pragma once
 
 #include <cstddef>
@@ -15,11 +18,20 @@
 
 namespace tileattn {
 
+/// Feature maps that the CPU kernels apply themselves; features are never in memory.
+/// kTaylor2: phi(x) = [1, x / dim^(1/4), vec(x x^T) / sqrt(2 dim)], so that
+/// phi(q) . phi(k) = 1 + a + a^2 / 2 with a = q . k / sqrt(dim).
+enum class FeatureMap : std::int8_t { kNone, kTaylor2 };
+
+constexpr int feature_dim(FeatureMap map, int dim) {
+  return map == FeatureMap::kTaylor2 ? 1 + dim + dim * dim : dim;
+}
+
 /// States of every sequence and query head, fp32, contiguous.
 template <class Float>
 struct BasicStateRef {
-  Float* s = nullptr;  // [sequences, heads_q, dim, dim_v], or null
-  Float* z = nullptr;  // [sequences, heads_q, dim], where normalize; given with s
+  Float* s = nullptr;  // [sequences, heads_q, feature_dim, dim_v], or null
+  Float* z = nullptr;  // [sequences, heads_q, feature_dim], where normalize; given with s
 };
 
 using StateRef = BasicStateRef<float>;
@@ -39,7 +51,7 @@ struct LinearAttentionProblem {
   int batch = 0;                  // sequences
   int heads_q = 0;
   int heads_kv = 0;                          // divides heads_q
-  int dim = 0;                               // of q and k, at most kMaxLinearDim
+  int dim = 0;                               // of q and k; feature_dim at most kMaxLinearDim
   int dim_v = 0;                             // of v and out, likewise
   int len = 0;                               // tokens of a sequence, or of all packed ones together
   const std::int32_t* cu_seqlens = nullptr;  // [batch + 1] offsets when packed, else null
@@ -51,7 +63,8 @@ struct LinearAttentionProblem {
   bool causal = true;  // false: without log_decay
   bool normalize = false;
   float scale = 1.0f;
-  ConstStateRef initial_state;  // before the first token; zero if null
+  FeatureMap feature_map = FeatureMap::kNone;  // linear_attention_step has none
+  ConstStateRef initial_state;                 // before the first token; zero if null
 };
 
 constexpr int kMaxLinearDim = 1024;
@@ -97,9 +110,9 @@ TILEATTN_API void linear_attention_step(const LinearAttentionStep& problem,
                                         const Executor& executor);
 }  // namespace cpu
 
-/// float16 and bfloat16; head dims must be multiples of 8 up to kMaxCudaLinearDim, but those of
-/// linear_attention_step, which may be any. The rows of q, k, v, out and gradients are aligned to
-/// 16 bytes.
+/// float16 and bfloat16, no feature map; head dims must be multiples of 8 up to kMaxCudaLinearDim,
+/// but those of linear_attention_step, which may be any. The rows of q, k, v, out and gradients
+/// are aligned to 16 bytes.
 namespace cuda {
 constexpr int kMaxCudaLinearDim = 128;
 
