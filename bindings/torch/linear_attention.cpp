@@ -23,10 +23,13 @@ struct LinearInputs {
   std::int64_t heads;  // of q, and of the states
   double scale;
   bool causal, normalize;
+  std::int64_t feature_map;  // of FeatureMap
 
   std::int64_t sequences() const { return cu_seqlens ? cu_seqlens->numel() - 1 : k.size(0); }
-  Sizes state_sizes() const { return {sequences(), heads, k.size(3), v.size(3)}; }
-  Sizes z_sizes() const { return {sequences(), heads, k.size(3)}; }
+  FeatureMap map() const { return static_cast<FeatureMap>(feature_map); }
+  std::int64_t features() const { return feature_dim(map(), static_cast<int>(k.size(3))); }
+  Sizes state_sizes() const { return {sequences(), heads, features(), v.size(3)}; }
+  Sizes z_sizes() const { return {sequences(), heads, features()}; }
   Sizes token_sizes() const { return {k.size(0), k.size(1), heads}; }
 };
 
@@ -48,6 +51,9 @@ void check(const LinearInputs& in) {
                   "tileattn: heads of k must divide heads of q");
   for (std::int64_t dim : {in.k.size(3), in.v.size(3)})
     STD_TORCH_CHECK(dim > 0 && dim <= kMaxLinearDim, "tileattn: unsupported head dim ", dim);
+  STD_TORCH_CHECK(in.feature_map == 0 || in.feature_map == 1, "tileattn: no feature map ",
+                  in.feature_map);
+  STD_TORCH_CHECK(in.features() <= kMaxLinearDim, "tileattn: too many features");
   STD_TORCH_CHECK(in.k.size(1) < (1 << 29), "tileattn: sequence too long");
   STD_TORCH_CHECK(in.k.scalar_type() == in.v.scalar_type(), "tileattn: one dtype for k and v");
   if (in.q) {
@@ -118,6 +124,7 @@ void describe(const LinearInputs& in, LinearAttentionProblem& problem) {
   problem.causal = in.causal;
   problem.normalize = in.normalize;
   problem.scale = static_cast<float>(in.scale);
+  problem.feature_map = in.map();
   problem.initial_state = const_state(in.s, in.z);
 }
 
@@ -134,8 +141,10 @@ const Sizes kNothing{0};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_attention_forward(
     Tensor q, Tensor k, Tensor v, OptionalTensor log_decay, OptionalTensor s, OptionalTensor z,
-    OptionalTensor cu_seqlens, double scale, bool causal, bool normalize) {
-  LinearInputs in{q, k, v, log_decay, s, z, cu_seqlens, q.size(2), scale, causal, normalize};
+    OptionalTensor cu_seqlens, double scale, bool causal, bool normalize,
+    std::int64_t feature_map) {
+  LinearInputs in{q,          k,         v,     log_decay, s,         z,
+                  cu_seqlens, q.size(2), scale, causal,    normalize, feature_map};
   check(in);
   in = readable(in);
   Sizes out_sizes = in.token_sizes();
@@ -158,8 +167,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_attention_back
     Tensor dout, OptionalTensor dlast_s, OptionalTensor dlast_z, Tensor q, Tensor k, Tensor v,
     OptionalTensor out, OptionalTensor denominator, OptionalTensor log_decay, OptionalTensor s,
     OptionalTensor z, OptionalTensor cu_seqlens, double scale, bool causal, bool normalize,
-    bool decay_grad) {
-  LinearInputs in{q, k, v, log_decay, s, z, cu_seqlens, q.size(2), scale, causal, normalize};
+    bool decay_grad, std::int64_t feature_map) {
+  LinearInputs in{q,          k,         v,     log_decay, s,         z,
+                  cu_seqlens, q.size(2), scale, causal,    normalize, feature_map};
   check(in);
   Sizes out_sizes = in.token_sizes();
   out_sizes.push_back(v.size(3));
@@ -202,8 +212,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_attention_back
 std::tuple<Tensor, Tensor> segment_state(Tensor k, Tensor v, OptionalTensor log_decay,
                                          OptionalTensor s, OptionalTensor z,
                                          OptionalTensor cu_seqlens, std::int64_t heads,
-                                         bool normalize) {
-  LinearInputs in{std::nullopt, k, v, log_decay, s, z, cu_seqlens, heads, 1.0, true, normalize};
+                                         bool normalize, std::int64_t feature_map) {
+  LinearInputs in{std::nullopt, k,     v,   log_decay, s,         z,
+                  cu_seqlens,   heads, 1.0, true,      normalize, feature_map};
   check(in);
   in = readable(in);
   Tensor last_s = new_state(k, in.state_sizes());

@@ -29,6 +29,7 @@ _LINEAR_DIM = (
     f"the CUDA kernels of linear attention take multiples of {HEAD_DIM_STEP} up to "
     f"{MAX_CUDA_LINEAR_DIM}: the state of a head stays on chip"
 )
+_FEATURES = "PyTorch builds the features first, in memory"
 _SECOND = "the backward kernels are not differentiable themselves"
 
 #: feature -> {backend: why not}; a backend that is not named supports the feature.
@@ -47,6 +48,7 @@ _MISSING: dict[str, dict[str, str]] = {
     "gradients of q, k, v, bias, sinks, lse": {},
     "linear attention": {},
     "linear attention, any head dim": {"cuda": _LINEAR_DIM},
+    "taylor2 inside of the kernel": {"cuda": _FEATURES, "reference": _FEATURES},
     "neighborhood attention": {},
     f"neighborhood attention, head dims above {CUDA_GRID_HEAD_DIM}": {"cuda": _GRID_HEAD_DIM},
     "second derivatives": {"cuda": _SECOND, "cpu": _SECOND},

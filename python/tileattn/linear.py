@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 import torch
 from torch import Tensor
 
-from tileattn import _checks, _linear_ops, capabilities, reference
+from tileattn import _checks, capabilities, reference
 from tileattn._linear_checks import State, check_decay, check_inputs, check_state
+from tileattn._linear_ops import FEATURE_MAPS, feature_dim
 from tileattn.backend import resolve_backend
 from tileattn.capabilities import HEAD_DIM_STEP, MAX_CUDA_LINEAR_DIM
 from tileattn.dense import _DTYPE_FEATURE, _autocast, _refuse_functional_transforms
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["linear_attention", "segment_state"]
-del _linear_ops  # imported to define the ops
 
 MAX_LINEAR_DIM = 1024
 _FORWARD = torch.ops.tileattn.linear_attention_forward
@@ -83,7 +83,8 @@ def linear_attention(
         log_decay: [Hq], constant in time, or [B, T, Hq]; <= 0, any floating dtype, used in
             float32; differentiable. Needs ``causal``. :mod:`tileattn.decays` has the usual ones.
         feature_map: applied to q and k first: "elu1", "relu", "taylor2", or a function or module
-            [..., D] -> [..., Dk]; see :mod:`tileattn.feature_maps`.
+            [..., D] -> [..., Dk]; see :mod:`tileattn.feature_maps`. The CPU kernels never build
+            the 1 + D + D^2 features of "taylor2" in memory.
         normalize: divide by the sum of weights. Meant for features >= 0.
         causal: token t sees tokens up to t; otherwise all of its sequence.
         scale: factor of out; Dk ** -0.5 by default. Cancels where normalized.
@@ -114,13 +115,15 @@ def linear_attention(
         ("return_final_state", return_final_state),
     ):
         _checks.check_flag(name, flag)
-    q, k, v = _prepare(q, k, v, feature_map)
+    fused = _fused(feature_map, q, backend)
+    q, k, v = _prepare(q, k, v, None if fused else feature_map)
     sequences = check_inputs(q, k, v, cu_seqlens)
-    scale = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
+    dim = feature_dim(fused, k.shape[-1])
+    scale = dim**-0.5 if scale is None else _checks.check_number("scale", scale)
     heads = q.shape[2]
     if log_decay is not None:
         check_decay(log_decay, k, heads, causal)
-    s, z = _initial(initial_state, normalize, (sequences, heads, k.shape[-1], v.shape[-1]), q)
+    s, z = _initial(initial_state, normalize, (sequences, heads, dim, v.shape[-1]), q)
 
     chosen = resolve_backend(backend, q.device)
     if chosen == "reference":
@@ -136,10 +139,10 @@ def linear_attention(
             return_final_state=return_final_state,
             cu_seqlens=cu_seqlens,
         )
-    _require_kernel(chosen, k, v)
+    _require_kernel(chosen, k, v, dim)
     log_decay = None if log_decay is None else log_decay.float()
     _refuse_functional_transforms(q, k, v, log_decay, s, z)
-    inputs = (q, k, v, log_decay, s, z, cu_seqlens, scale, causal, normalize)
+    inputs = (q, k, v, log_decay, s, z, cu_seqlens, scale, causal, normalize, fused)
     out, _, last_s, last_z = _call(_FORWARD, *inputs)
     if not return_final_state:
         return out
@@ -178,8 +181,10 @@ def segment_state(
     Source: Sun et al., Linear Attention Sequence Parallelism (2024).
     """
     _checks.check_flag("normalize", normalize)
-    k, _, v = _prepare(k, k, v, feature_map)
+    fused = _fused(feature_map, k, backend)
+    k, _, v = _prepare(k, k, v, None if fused else feature_map)
     sequences = check_inputs(k, k, v, cu_seqlens)
+    dim = feature_dim(fused, k.shape[-1])
     heads = k.shape[2]
     given = initial_state[0] if isinstance(initial_state, (tuple, list)) else initial_state
     if isinstance(log_decay, Tensor) and log_decay.dim() > 0:
@@ -190,7 +195,7 @@ def segment_state(
         raise ValueError(f"the state has {heads} heads; those of k, {k.shape[2]}, must divide them")
     if log_decay is not None:
         check_decay(log_decay, k, heads, causal=True)
-    s, z = _initial(initial_state, normalize, (sequences, heads, k.shape[-1], v.shape[-1]), k)
+    s, z = _initial(initial_state, normalize, (sequences, heads, dim, v.shape[-1]), k)
 
     chosen = resolve_backend(backend, k.device)
     if chosen == "reference":
@@ -206,11 +211,22 @@ def segment_state(
             cu_seqlens=cu_seqlens,
         )
         return state
-    _require_kernel(chosen, k, v)
+    _require_kernel(chosen, k, v, dim)
     log_decay = None if log_decay is None else log_decay.float()
     _refuse_functional_transforms(k, v, log_decay, s, z)
-    last_s, last_z = _call(_SEGMENT_STATE, k, v, log_decay, s, z, cu_seqlens, heads, normalize)
+    inputs = (k, v, log_decay, s, z, cu_seqlens, heads, normalize, fused)
+    last_s, last_z = _call(_SEGMENT_STATE, *inputs)
     return (last_s, last_z) if normalize else last_s
+
+
+def _fused(feature_map: str | FeatureMap | None, q: Tensor, backend: str | None) -> int:
+    """The place in FEATURE_MAPS of a map that the kernel applies itself; 0 where it does not."""
+    if feature_map != "taylor2":
+        return 0
+    _checks.require_tensor("q", q)
+    chosen = resolve_backend(backend, q.device)
+    missing = capabilities.why_not(chosen, "taylor2 inside of the kernel")
+    return 0 if missing else FEATURE_MAPS.index(feature_map)
 
 
 def _prepare(
@@ -234,18 +250,18 @@ def _initial(
     return check_state("initial_state", state, normalize, shape, like)
 
 
-def _require_kernel(backend: str, k: Tensor, v: Tensor) -> None:
-    """What only the kernels cannot do; the reference takes it."""
+def _require_kernel(backend: str, k: Tensor, v: Tensor, dim: int) -> None:
+    """What only the kernels cannot do; the reference takes it. dim: of k, or of its features."""
     capabilities.require(backend, "linear attention", "linear attention")
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.shape[-1] > MAX_LINEAR_DIM:
+    for name, size in (("k", dim), ("v", v.shape[-1])):
+        if size > MAX_LINEAR_DIM:
             raise ValueError(
-                f"{name} has head_dim {tensor.shape[-1]}; allowed on backend {backend!r}: up to "
+                f"{name} has head_dim {size}; allowed on backend {backend!r}: up to "
                 f"{MAX_LINEAR_DIM} (backend='reference' takes any)"
             )
-        if tensor.shape[-1] > MAX_CUDA_LINEAR_DIM or tensor.shape[-1] % HEAD_DIM_STEP != 0:
+        if size > MAX_CUDA_LINEAR_DIM or size % HEAD_DIM_STEP != 0:
             capabilities.require(
-                backend, "linear attention, any head dim", f"{name} of head_dim {tensor.shape[-1]}"
+                backend, "linear attention, any head dim", f"{name} of head_dim {size}"
             )
     capabilities.require(backend, _DTYPE_FEATURE[k.dtype], f"tensors of dtype {k.dtype}")
 
