@@ -27,7 +27,7 @@ def case(options: dict[str, Any] | None = None, **fields: Any) -> Case:
 
 
 NORMALIZE, FULL = {"normalize": True}, {"causal": False}
-FEW: dict[str, Any] = {"batch": 1, "len": 500, "heads": 1, "heads_kv": 1}
+FEW: dict[str, Any] = {"batch": 1, "len": 400, "heads": 1, "heads_kv": 1}
 
 CASES = {
     "plain": case(),
@@ -49,7 +49,7 @@ CASES = {
     "one_channel": case(dim=1, decay="bth"),
     "based": case(NORMALIZE, dim=16, dim_v=64, decay="bth"),
     "odd": case(dim=13, dim_v=1, decay="bth"),
-    "wide": case(dim=24, dim_v=300, len=60, heads=2, heads_kv=1, decay="bth"),
+    "wide": case(dim=24, dim_v=100, len=60, batch=1, heads=2, heads_kv=1, decay="bth"),
     "few_heads": case(**FEW, decay="bth"),
     "few_heads_constant_decay": case(**FEW, decay="h"),
     "few_heads_normalized": case(NORMALIZE, **FEW, decay="bth"),
@@ -57,7 +57,7 @@ CASES = {
     "packed": case(seqlens=(3, 70, 0, 1, 133), tail=5, decay="bth"),
     "packed_normalized": case(NORMALIZE, seqlens=(60, 0, 49), tail=5),
     "packed_bidirectional": case(FULL, seqlens=(60, 0, 49)),
-    "packed_few_heads": case(seqlens=(500,), heads=1, heads_kv=1, tail=3, decay="bth"),
+    "packed_few_heads": case(seqlens=(400,), heads=1, heads_kv=1, tail=3, decay="bth"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +28,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Calls the functions in turn until ``seconds`` have passed, at least five rounds.
 
-    Taking turns, each function meets the same disturbances of the machine. One call is one sample.
+    Taking turns, each function meets the same disturbances of the machine, and in a new order each
+    round, the caches and threads that each of the others leaves behind. One call is one sample.
     After each round ``tell`` gets the share that is done, up to 1.
     """
     for function in functions.values():  # caches, thread pools, lazy compilation
@@ -36,9 +38,11 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in functions}
     start = time.perf_counter()
     rounds, done = 0, 0.0
+    order, shuffle = list(functions), random.Random(0).shuffle
     while done < 1.0:
-        for name, function in functions.items():
-            samples[name].append(_seconds(function, device))
+        shuffle(order)
+        for name in order:
+            samples[name].append(_seconds(functions[name], device))
         rounds += 1
         elapsed = (time.perf_counter() - start) / seconds if seconds > 0 else 1.0
         done = min(rounds / 5, elapsed, 1.0)
