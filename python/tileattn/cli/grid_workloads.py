@@ -89,6 +89,8 @@ class GridWorkload:
             return seen
 
         tokens = math.prod(self.grid)
-        blocks = create_block_mask(visible, None, None, tokens, tokens, device=device)
+        # Compiled, it does not hold the mask of all pairs.
+        find_blocks = torch.compile(create_block_mask, dynamic=False)
+        blocks = find_blocks(visible, None, None, tokens, tokens, device=device)
         compiled = torch.compile(flex_attention, dynamic=False)
         return lambda q, k, v: compiled(q, k, v, block_mask=blocks)
