@@ -90,6 +90,7 @@ class GridWorkload:
             return seen
 
         tokens = math.prod(self.grid)
+        torch.compiler.reset()  # after eight problems it would no longer compile
         # Compiled, it does not hold the mask of all pairs.
         find_blocks = torch.compile(create_block_mask, dynamic=False)
         blocks = find_blocks(visible, None, None, tokens, tokens, device=device)

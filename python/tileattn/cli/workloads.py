@@ -136,6 +136,7 @@ class Workload:
     def _flex(self, device: str) -> Callable[..., Tensor]:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+        torch.compiler.reset()  # after eight problems it would no longer compile
         compiled = torch.compile(flex_attention)
         gqa = self.heads_kv != self.heads
         if self.window is None and not self.causal:
