@@ -95,11 +95,11 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 def test_pictures_are_small_and_shown() -> None:
-    guide = (ROOT / "docs/neighborhood.md").read_text()
+    guides = "".join(page.read_text() for page in ROOT.glob("docs/*.md"))
     pictures = list(ROOT.glob("docs/images/*.png"))
-    assert len(pictures) == len(DRAWN) + 1  # and the demo's
+    assert len(pictures) == len(DRAWN) + 2  # and those of two demos
     for picture in pictures:
-        assert f"(images/{picture.name})" in guide
+        assert f"(images/{picture.name})" in guides
         assert picture.stat().st_size < 60_000
 
 
