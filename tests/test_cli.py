@@ -105,13 +105,26 @@ def test_bench_of_a_neighborhood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_bench_of_linear_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = LinearWorkload(128, heads=1, dim=8)
     rows = (small, replace(small, backward=True), replace(small, baseline="dense"))
-    monkeypatch.setitem(PRESETS, "cpu-linear", (*rows, replace(small, baseline="")))
+    monkeypatch.setitem(PRESETS, "cpu-linear", (*rows, replace(small, baseline="tileattn")))
     figures = tmp_path / "figures.json"
     result = call("bench", "--preset", "cpu-linear", "--seconds", "0", "--json", str(figures))
     assert result.exit_code == 0, result.output
     found = json.loads(figures.read_text())["results"]
     expected = ["tileattn", "chunked"] * 2 + ["tileattn", "dense", "tileattn"]
     assert [row["kernel"] for row in found] == expected
+    assert found[-1]["ratio"] == 1.0
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_flops_of_linear_attention(backward: bool) -> None:
+    """Counted product by product: pairs i >= j of a chunk of 64, and states [D, D]."""
+    dim, tokens = 8, 3 * 64
+    pair, state = 2 * dim, 2 * dim * dim
+    in_chunk, with_state = (6 + 2, 5 + 2) if backward else (2, 2)
+    pairs = 3 * 64 * 65 / 2
+    expected = in_chunk * pairs * pair + with_state * tokens * state
+    flops = LinearWorkload(tokens, heads=1, dim=dim, backward=backward).flops
+    assert flops == pytest.approx(expected, rel=0.02)
 
 
 def test_bench_compares_the_formula_of_linear_attention() -> None:

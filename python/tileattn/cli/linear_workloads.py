@@ -19,7 +19,7 @@ class LinearWorkload:
     """Causal, with the constant decays of lightning attention, on standard normal inputs."""
 
     length: int
-    baseline: str = "chunked"  # or "dense", our causal softmax attention; "": nothing beside
+    baseline: str = "chunked"  # or "dense", our causal softmax attention; "tileattn": nothing else
     batch: int = 1
     heads: int = 8
     dim: int = 64
@@ -34,11 +34,14 @@ class LinearWorkload:
 
     @property
     def flops(self) -> float:
-        """Forward: scores and values below the diagonal of a chunk, state read and updated. The
-        backward: the like for three gradients, of which one computes the state again."""
-        forward = 2 * CHUNK * self.dim + 4 * self.dim**2
-        products = 4 if self.backward else 1
-        return float(products * self.batch * self.length * self.heads * forward)
+        """Products below the diagonal of a chunk, and those with states. Forward: scores and
+        values, a state read and updated. Backward: dq as much, with the state computed again; dk
+        and dv twice the first, two reads and one update of the state's gradient."""
+        in_chunk, with_state = CHUNK * self.dim, 2 * self.dim**2
+        forward = 2 * in_chunk + 2 * with_state
+        backward = 6 * in_chunk + 5 * with_state
+        tokens = self.batch * self.length * self.heads
+        return float(tokens * (forward + backward * self.backward))
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -55,7 +58,7 @@ class LinearWorkload:
             "chunked": lambda q, k, v: chunked(q, k, v, decay),
             "dense": lambda q, k, v: attention(q, k, v, causal=True),
         }
-        chosen = ("tileattn", self.baseline) if self.baseline else ("tileattn",)
+        chosen = ("tileattn", self.baseline)
         return {name: call(forwards[name], inputs, self.backward) for name in chosen}
 
 

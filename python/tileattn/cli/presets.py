@@ -46,7 +46,7 @@ PRESETS: dict[str, tuple[Problem, ...]] = {
     "cpu-neighborhood": _NEIGHBORHOODS,
     "cpu-linear": (
         *(LinearWorkload(4096, dim=d, backward=b) for d in (64, 128) for b in (False, True)),
-        *(LinearWorkload(n, baseline="", heads=4) for n in (2048, 8192, 32768, 131072)),
+        *(LinearWorkload(n, baseline="tileattn", heads=4) for n in (2048, 8192, 32768, 131072)),
         *(LinearWorkload(n, baseline="dense") for n in (64, 128, 256, 1024, 8192)),
     ),
     "cpu-quick": (Workload(512), Workload(512, backward=True), Workload(1024, causal=True)),

@@ -70,8 +70,8 @@ def _on_grid(name: str, grid: tuple[int, ...], **fields: Any) -> Case:
     return Case(name, "neighborhood_attention", grid, grid, **fields)
 
 
-def _linear(name: str, tokens: int = 130, **fields: Any) -> Case:
-    return Case(name, "linear_attention", (tokens,), (tokens,), **fields)
+def _linear(name: str, **fields: Any) -> Case:
+    return Case(name, "linear_attention", (130,), (130,), **fields)
 
 
 CASES = (
