@@ -8,12 +8,22 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cases import DTYPE_NAMES
+from hypothesis import HealthCheck, settings
 from simulator import Simulator
 
 from tileattn import _native, capabilities
 
 # One thread pool for the tests: the machines that run them have few cores.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# Random cases are the same every time, and fixtures may be shared by them.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)

@@ -7,16 +7,9 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, check
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator import Simulator
-
-SETTINGS = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,  # CI sees the same cases each time
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 
 
 @st.composite
@@ -59,14 +52,14 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @given(case=cases(), seed=st.integers(0, 3))
-@SETTINGS
+@settings(max_examples=40)
 def test_random_cases(case: Case, seed: int, dtype: torch.dtype, torch_device: str) -> None:
     check(case, dtype, torch_device, seed=seed)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 @given(case=cases())
-@settings(SETTINGS, max_examples=8)
+@settings(max_examples=8)
 def test_random_cases_simulated(case: Case, capability: int, simulator: Simulator) -> None:
     with simulator.kernels(), simulator.configured(capability=capability):
         check(case, torch.float16, "cpu")

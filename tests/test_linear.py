@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_cases import LIMIT, Case, check, rms, run
 from test_layouts import LAYOUTS
@@ -263,11 +263,6 @@ def cases(draw: st.DrawFn, step: int = 1) -> Case:
 
 
 @given(case=cases(), seed=st.integers(0, 3))
-@settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=15)
 def test_random_cases(case: Case, seed: int, dtype: torch.dtype) -> None:
     check(case, dtype, seed=seed)

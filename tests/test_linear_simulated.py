@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_cases import LIMIT, Case, check, compare, rms, run
 from sim_report import kernel_name
@@ -177,12 +177,7 @@ def test_step(dim: int, normalize: bool, simulator: Simulator) -> None:
 
 
 @given(case=cases(step=8), seed=st.integers(0, 3))
-@settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=15)
 def test_random_cases(case: Case, seed: int, simulator: Simulator) -> None:
     with simulator.kernels():
         check(case, torch.float16, seed=seed)

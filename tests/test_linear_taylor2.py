@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_cases import LIMIT, Case, Tensors, check, rms, run
 from test_linear import cases
@@ -74,12 +74,7 @@ def narrow_cases(draw: st.DrawFn) -> Case:
 
 
 @given(case=narrow_cases(), seed=st.integers(0, 3))
-@settings(
-    max_examples=10,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=10)
 def test_random_cases(case: Case, seed: int, dtype: torch.dtype) -> None:
     check(case, dtype, seed=seed)
 

@@ -40,13 +40,7 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
                              float* scratch) {
   Arena arena(scratch);
   const RowMajor plain_state{state, padded_value_dim(p)};
-  Chunk chunk{};
-  chunk.dim = value_dim(p);
-  chunk.queries = arena.take(kChunk, padded_value_dim(p));
-  chunk.keys = arena.take(value_dim(p), kPanel).data;
-  chunk.values = arena.take(kChunk, padded_dim(p));
-  chunk.scores = arena.take(kChunk, kPanel);
-  chunk.out = arena.take(kChunk, padded_dim(p));
+  Chunk chunk = take_chunk(arena, value_dim(p), p.dim);
   chunk.state = arena.take(value_dim(p), padded_dim(p));
   RowMajor v = arena.take(kChunk, padded_value_dim(p)), q = arena.take(kChunk, padded_dim(p));
   transpose_state(plain_state, p.dim, value_dim(p), chunk.state);
@@ -88,21 +82,9 @@ struct KeySweep {
   RowMajor dk, dv;               // sums over them
 
   KeySweep(const LinearAttentionBackward& p, float* dstates_of_heads, Arena& arena)
-      : for_dk{}, for_dv{}, dstates{dstates_of_heads, padded_value_dim(p)} {
-    RowMajor k = arena.take(kChunk, padded_dim(p)), v = arena.take(kChunk, padded_value_dim(p));
-    RowMajor q = arena.take(kChunk, padded_dim(p)), dout = arena.take(kChunk, padded_value_dim(p));
-    for_dv.dim = p.dim;
-    for_dv.queries = k;
-    for_dv.keys = arena.take(p.dim, kPanel).data;
-    for_dv.values = dout;
-    for_dk.dim = value_dim(p);
-    for_dk.queries = v;
-    for_dk.keys = arena.take(value_dim(p), kPanel).data;
-    for_dk.values = q;
-    for (Chunk* chunk : {&for_dv, &for_dk}) {
-      chunk->scores = arena.take(kChunk, kPanel);
-      chunk->out = arena.take(kChunk, chunk->values.stride);
-    }
+      : for_dk(take_chunk(arena, value_dim(p), p.dim)),
+        for_dv(take_chunk(arena, p.dim, value_dim(p))),
+        dstates{dstates_of_heads, padded_value_dim(p)} {
     dk = arena.take(kChunk, padded_dim(p));
     dv = arena.take(kChunk, padded_value_dim(p));
     const int group = p.heads_q / p.heads_kv;

@@ -19,6 +19,19 @@ class Arena {
   float* next_;
 };
 
+/// Tiles for queries and keys of `dim` channels, values and out of `channels`; no state.
+inline Chunk take_chunk(Arena& arena, int dim, int channels) {
+  const int padded = round_up(channels, kColumnGranule);
+  Chunk chunk{};
+  chunk.dim = dim;
+  chunk.queries = arena.take(kChunk, round_up(dim, kColumnGranule));
+  chunk.keys = arena.take(dim, kPanel).data;
+  chunk.values = arena.take(kChunk, padded);
+  chunk.scores = arena.take(kChunk, kPanel);
+  chunk.out = arena.take(kChunk, padded);
+  return chunk;
+}
+
 /// A chunk of a span, and what belongs to all of its tiles.
 struct ChunkTokens {
   int batch, head, kv_head;

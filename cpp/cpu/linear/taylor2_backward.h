@@ -73,14 +73,8 @@ inline void taylor2_backward_queries(const LinearAttentionBackward& p, LinearSpa
   attention.dim = p.dim;
   attention.queries = arena.take(kChunk, padded_dim(p));
   attention.scores = arena.take(kChunk, kPanel);
-  Chunk for_dq{};  // dout, v, k
-  for_dq.dim = value_dim(p);
-  for_dq.queries = arena.take(kChunk, padded_value_dim(p));
-  for_dq.keys = arena.take(value_dim(p), kPanel).data;
-  for_dq.values = arena.take(kChunk, padded_dim(p));
-  for_dq.scores = arena.take(kChunk, kPanel);
-  for_dq.out = arena.take(kChunk, padded_dim(p));
-  Chunk features{};  // k, v
+  Chunk for_dq = take_chunk(arena, value_dim(p), p.dim);  // dout, v, k
+  Chunk features{};                                       // k, v
   features.dim = state_rows(p);
   features.keys = arena.take(features.dim, kPanel).data;
   features.values = arena.take(kChunk, padded_value_dim(p));
@@ -136,7 +130,10 @@ struct Taylor2KeySweep {
   RowMajor dk, dv;  // sums over the query heads of a key head
 
   Taylor2KeySweep(const LinearAttentionBackward& p, float* dstates_of_heads, Arena& arena)
-      : for_dk{}, for_dv{}, features{}, dstates{dstates_of_heads, padded_value_dim(p)} {
+      : for_dk(take_chunk(arena, value_dim(p), p.dim)),
+        for_dv{},
+        features{},
+        dstates{dstates_of_heads, padded_value_dim(p)} {
     features.dim = state_rows(p);
     features.keys = arena.take(features.dim, kPanel).data;
     features.values = arena.take(kChunk, padded_value_dim(p));
@@ -144,14 +141,8 @@ struct Taylor2KeySweep {
     for_dv.queries = arena.take(kChunk, padded_dim(p));
     for_dv.keys = tokens_in(p, features.keys);
     for_dv.values = features.values;
-    for_dk.dim = value_dim(p);
-    for_dk.queries = arena.take(kChunk, padded_value_dim(p));
-    for_dk.keys = arena.take(value_dim(p), kPanel).data;
-    for_dk.values = arena.take(kChunk, padded_dim(p));
-    for (Chunk* chunk : {&for_dv, &for_dk}) {
-      chunk->scores = arena.take(kChunk, kPanel);
-      chunk->out = arena.take(kChunk, chunk->values.stride);
-    }
+    for_dv.scores = arena.take(kChunk, kPanel);
+    for_dv.out = arena.take(kChunk, padded_value_dim(p));
     keys = arena.take(features.dim, kPanel).data;
     gradient = arena.take(features.dim, kPanel).data;
     values = arena.take(value_dim(p), kPanel).data;
