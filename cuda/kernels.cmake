@@ -5,6 +5,7 @@ set(TILEATTN_KERNELS full CACHE STRING "full: machine code of all kernels; dev: 
 set(TILEATTN_DIMS 32 64 96 128 192 256)
 set(TILEATTN_DIMS_NEIGHBORHOOD 32 64 128)  # with larger heads its kernels spill registers
 set(TILEATTN_DIMS_LINEAR 64 128)  # channels of queries and keys
+set(TILEATTN_DIMS_ONE_BUDGET 32 64)  # whose backward has the same tiles in every budget
 set(TILEATTN_DIMS_SM90 64 128 256)  # whose budget is 227 KiB; other head dims are padded to these
 # The PTX of every kernel is there in both, for newer devices and for the PTX simulator.
 set(TILEATTN_MACHINE_CODE_full half_t bfloat16_t)
@@ -37,15 +38,19 @@ endfunction()
 macro(tileattn_rows_of_dim callback prefix element dim archs)
   # The forward's tiles fit 99 KiB everywhere.
   cmake_language(CALL ${callback} ${prefix}forward 99 ${element} ${dim} "${archs}")
-  foreach(budget IN ITEMS 99 163)
-    set(archs_of_budget "")
-    foreach(arch ${archs})
-      if(arch IN_LIST TILEATTN_ARCHS_OF_BUDGET_${budget})
-        list(APPEND archs_of_budget ${arch})
-      endif()
+  if(${dim} IN_LIST TILEATTN_DIMS_ONE_BUDGET)
+    cmake_language(CALL ${callback} ${prefix}backward 99 ${element} ${dim} "${archs}")
+  else()
+    foreach(budget IN ITEMS 99 163)
+      set(archs_of_budget "")
+      foreach(arch ${archs})
+        if(arch IN_LIST TILEATTN_ARCHS_OF_BUDGET_${budget})
+          list(APPEND archs_of_budget ${arch})
+        endif()
+      endforeach()
+      cmake_language(CALL ${callback} ${prefix}backward ${budget} ${element} ${dim} "${archs_of_budget}")
     endforeach()
-    cmake_language(CALL ${callback} ${prefix}backward ${budget} ${element} ${dim} "${archs_of_budget}")
-  endforeach()
+  endif()
 endmacro()
 
 # tileattn_kernel_rows(callback): callback(op budget element dim archs) for each row.

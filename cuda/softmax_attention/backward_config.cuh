@@ -53,7 +53,7 @@ constexpr BackwardTile key_major_tile(int dim, SharedBudget budget, bool grid) {
   const bool small = budget == SharedBudget::k99KiB;
   switch (dim) {
     case 32:
-    case 64: return {64, 128, 2, 8};
+    case 64: return {64, 128, 2, 8};  // see TILEATTN_DIMS_ONE_BUDGET in kernels.cmake
     case 96: return {64, small ? 64 : 128, 2, 8};
     case 128: return small ? BackwardTile{64, 64, 1, 8} : BackwardTile{64, grid ? 64 : 128, 2, 8};
     case 192: return small ? BackwardTile{32, 64, 1, 8} : BackwardTile{64, 64, 2, 8};
