@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cpu/plan.h"
+#include "cpu/prefetch.h"
 #include "cpu/vec.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
@@ -85,8 +86,9 @@ void group_product(int rows, int depth, StridedA a, const float* b, std::int64_t
 
 /// All rows of C, columns [column, column + vecs * kWidth).
 inline void panel_product(int rows, int vecs, int depth, StridedA a, const float* b,
-                          std::int64_t b_stride, RowMajor c, float keep) {
+                          std::int64_t b_stride, RowMajor c, float keep, Prefetches* ahead) {
   for (int r = 0; r < rows; r += kGroup) {
+    if (ahead) ahead->step();
     int count = imin(kGroup, rows - r);
     StridedA a_rows{a.data + r * a.row_stride, a.row_stride, a.k_stride};
     RowMajor c_rows{c.data + r * c.stride, c.stride};
@@ -102,13 +104,13 @@ inline void panel_product(int rows, int vecs, int depth, StridedA a, const float
 }
 
 inline void product(int rows, int columns, int depth, StridedA a, ConstRowMajor b, RowMajor c,
-                    float keep) {
+                    float keep, Prefetches* ahead = nullptr) {
   int vecs_left = columns / kWidth;
   const float* b_panel = b.data;
   while (vecs_left > 0) {
     // Even panels: 5 vectors are 3 + 2 rather than 4 + 1.
     int vecs = ceil_div(vecs_left, ceil_div(vecs_left, kMaxVecs));
-    panel_product(rows, vecs, depth, a, b_panel, b.stride, c, keep);
+    panel_product(rows, vecs, depth, a, b_panel, b.stride, c, keep, ahead);
     b_panel += vecs * kWidth;
     c.data += vecs * kWidth;
     vecs_left -= vecs;

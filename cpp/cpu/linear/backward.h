@@ -1,5 +1,6 @@
 // Backward of a span of tokens, in two sweeps: forwards in time for dq, which computes the state
-// again, and backwards in time for dk and dv, which computes its gradient. Roles: chunk.h.
+// again, and backwards in time for dk and dv, which computes its gradient. Roles: chunk.h. What dk
+// reads, v dS^T, comes out transposed from dS as it is: one dS serves both.
 //
 // The gradient of log_decay_t is all that tokens before t give to tokens from t on:
 //   sum over j < t <= i of what i receives from j, inside of the chunk
@@ -43,6 +44,8 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
   Chunk chunk = take_chunk(arena, value_dim(p), p.dim);
   chunk.state = arena.take(value_dim(p), padded_dim(p));
   RowMajor v = arena.take(kChunk, padded_value_dim(p)), q = arena.take(kChunk, padded_dim(p));
+  Prefetches ahead;
+  chunk.ahead = &ahead;
   transpose_state(plain_state, p.dim, value_dim(p), chunk.state);
   ChunkDecay decay(Walk::kForwards);
   for (int n = 0; n < chunks_in(span); ++n) {
@@ -54,6 +57,9 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
       load_values(p, tokens, v);
       transpose_rows(v, tokens.rows, value_dim(p), chunk.keys);
       load_rows(key_rows(p, tokens), 0, tokens.rows, tokens.rows, p.dim, 1.0f, chunk.values);
+      const ChunkTokens next = chunk_of(p, span, imin(n + 1, chunks_in(span) - 1));
+      ask_for_keys(p, next, ahead);
+      ahead.ask(dout_rows(p, next), next.rows, p.dim_v);
       compute_scores(chunk, decay.walk());
       decay_scores(chunk, decay);
     }
@@ -75,29 +81,35 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
   transpose_state(chunk.state, value_dim(p), p.dim, plain_state);
 }
 
+/// gradient[dim][kPanel] = S (r x)^T for x [channels][kPanel]
+inline void read_transposed(RowMajor state, int dim, int channels, int rows,
+                            const ChunkDecay& decay, float* x, float* gradient, Prefetches* ahead) {
+  if (decay.total() != 1.0f) scale_columns(x, channels, rows, decay.rows());
+  product(dim, round_up(rows, kColumnGranule), channels, {state.data, state.stride, 1}, {x, kPanel},
+          {gradient, kPanel}, 0.0f, ahead);
+}
+
 /// The tiles of the sweep backwards: two chunks that share them.
 struct KeySweep {
   Chunk for_dk, for_dv;
-  RowMajor dstates, transposed;  // of all query heads of the key head
-  RowMajor dk, dv;               // sums over them
+  RowMajor dstates;          // of all query heads of the key head
+  float *values, *gradient;  // panels: v, and what it reads
+  RowMajor dk, dv;           // sums over the heads
+  Prefetches ahead;
 
   KeySweep(const LinearAttentionBackward& p, float* dstates_of_heads, Arena& arena)
       : for_dk(take_chunk(arena, value_dim(p), p.dim)),
         for_dv(take_chunk(arena, p.dim, value_dim(p))),
         dstates{dstates_of_heads, padded_value_dim(p)} {
+    values = arena.take(value_dim(p), kPanel).data;
+    gradient = arena.take(p.dim, kPanel).data;
     dk = arena.take(kChunk, padded_dim(p));
     dv = arena.take(kChunk, padded_value_dim(p));
-    const int group = p.heads_q / p.heads_kv;
-    transposed = arena.take(std::int64_t{group} * value_dim(p), padded_dim(p));
-    for (int n = 0; n < group; ++n) {
-      choose_head(p, n);
-      transpose_state(for_dv.state, p.dim, value_dim(p), for_dk.state);
-    }
+    for_dk.ahead = for_dv.ahead = &ahead;
   }
 
   void choose_head(const LinearAttentionBackward& p, int n) {
     for_dv.state = part(dstates, n * p.dim);
-    for_dk.state = part(transposed, n * value_dim(p));
   }
 
   void load(const LinearAttentionBackward& p, const ChunkTokens& c) {
@@ -106,6 +118,7 @@ struct KeySweep {
     load_values(p, c, for_dk.queries);
     load_rows(query_rows(p, c), 0, c.rows, c.rows, p.dim, p.scale, for_dk.values);
     load_dout(p, c, for_dv.values);
+    transpose_rows(for_dk.queries, c.rows, value_dim(p), values);
     transpose_rows(for_dk.values, c.rows, p.dim, for_dv.keys);
     transpose_rows(for_dv.values, c.rows, value_dim(p), for_dk.keys);
   }
@@ -166,7 +179,9 @@ inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTok
     if (p.dlog_decay) sum_pairs(dk, dv, given.pairs);
     decay_scores(dk, decay);
   }
-  read_state(dk, decay);
+  read_transposed(dv.state, p.dim, value_dim(p), tokens.rows, decay, sweep.values, sweep.gradient,
+                  dv.ahead);
+  transpose_panel(sweep.gradient, p.dim, tokens.rows, dk.out);
   if (p.dlog_decay) {
     for (int t = 0; t < tokens.rows; ++t)
       given.after[t] =
@@ -174,13 +189,24 @@ inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTok
     sum_dlog_decay(p, tokens, decay, given, product);
   }
   read_state(dv, decay);
-  if (p.causal)
-    for (Chunk* chunk : {&dk, &dv}) {
-      add_values(*chunk, decay.walk());
-      update_state(*chunk, decay);
-    }
+  if (p.causal) {
+    for (Chunk* chunk : {&dk, &dv}) add_values(*chunk, decay.walk());
+    update_state(dv, decay);
+  }
   add_rows(dk.out, tokens.rows, n == 0, sweep.dk);
   add_rows(dv.out, tokens.rows, n == 0, sweep.dv);
+}
+
+/// Asks for what follows a chunk of the n-th query head: the next head's, or the chunk before.
+inline void ask_for_next(const LinearAttentionBackward& p, LinearSpan span, int chunk,
+                         int first_head, int n, Prefetches& ahead) {
+  const bool last = n + 1 == p.heads_q / p.heads_kv;
+  if (last && chunk == 0) return;
+  span.head = first_head + (last ? 0 : n + 1);
+  const ChunkTokens next = chunk_of(p, span, last ? chunk - 1 : chunk);
+  if (last) ask_for_keys(p, next, ahead);
+  ahead.ask(query_rows(p, next), next.rows, p.dim);
+  ahead.ask(dout_rows(p, next), next.rows, p.dim_v);
 }
 
 template <class Sweep>
@@ -193,6 +219,7 @@ void backward_keys(const LinearAttentionBackward& p, LinearSpan span, float* dst
   for (int chunk = chunks_in(span) - 1; chunk >= 0; --chunk) {
     ChunkTokens tokens{};
     for (int n = 0; n < group; ++n) {
+      ask_for_next(p, span, chunk, kv_head * group, n, sweep.ahead);
       span.head = kv_head * group + n;
       tokens = chunk_of(p, span, chunk);
       decay.compute(p.log_decay, tokens.batch, tokens.head, tokens.begin, tokens.rows);

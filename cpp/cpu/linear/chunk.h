@@ -104,6 +104,7 @@ struct Chunk {
   RowMajor scores;   // [rows][kPanel]
   RowMajor out;      // [rows][padded channels]
   RowMajor state;    // [dim][padded channels]
+  Prefetches* ahead;
 };
 
 /// The tokens that rows [group * kGroup, + kGroup) reach.
@@ -120,7 +121,7 @@ inline void compute_scores(const Chunk& c, Walk walk) {
     product(imin(kGroup, c.rows - g * kGroup), round_up(reached.end - first, kColumnGranule), c.dim,
             {c.queries.data + g * kGroup * c.queries.stride, c.queries.stride, 1},
             {c.keys + first, kPanel},
-            {c.scores.data + g * kGroup * c.scores.stride + first, c.scores.stride}, 0.0f);
+            {c.scores.data + g * kGroup * c.scores.stride + first, c.scores.stride}, 0.0f, c.ahead);
   }
 }
 
@@ -143,7 +144,7 @@ inline void read_state(const Chunk& c, const ChunkDecay& decay) {
       for (float *q = c.queries.data + i * c.queries.stride, *end = q + c.dim; q < end; ++q)
         *q *= decay.row(i);
   product(c.rows, static_cast<int>(c.out.stride), c.dim, {c.queries.data, c.queries.stride, 1},
-          c.state, c.out, 0.0f);
+          c.state, c.out, 0.0f, c.ahead);
 }
 
 /// out_i += sum over reached j of scores_ij v_j
@@ -153,7 +154,7 @@ inline void add_values(const Chunk& c, Walk walk) {
     product(imin(kGroup, c.rows - g * kGroup), static_cast<int>(c.out.stride), reached.size(),
             {c.scores.data + g * kGroup * c.scores.stride + reached.begin, c.scores.stride, 1},
             {c.values.data + reached.begin * c.values.stride, c.values.stride},
-            {c.out.data + g * kGroup * c.out.stride, c.out.stride}, 1.0f);
+            {c.out.data + g * kGroup * c.out.stride, c.out.stride}, 1.0f, c.ahead);
   }
 }
 
@@ -167,7 +168,7 @@ inline void scale_columns(float* panel, int dim, int rows, const float* factors)
 inline void update_state(const Chunk& c, const ChunkDecay& decay) {
   if (decay.total() != 1.0f) scale_columns(c.keys, c.dim, c.rows, decay.columns());
   product(c.dim, static_cast<int>(c.state.stride), c.rows, {c.keys, kPanel, 1}, c.values, c.state,
-          decay.total());
+          decay.total(), c.ahead);
 }
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

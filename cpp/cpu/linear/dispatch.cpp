@@ -241,50 +241,57 @@ void linear_attention_backward(const LinearAttentionBackward& p, const Executor&
     return products[(std::size_t(place.sequence) * p.heads_q + place.head) * count + place.segment];
   };
 
-  for_each_segment(
-      executor, segments, p.heads_q, 2 * size + linear_scratch(p), [&](Place place, float* state) {
-        float *dstate = state + size, *scratch = dstate + size;
-        const LinearSpan span = segments.span(place.sequence, place.head, place.segment);
-        if (count > 1) {
-          std::copy_n(states.before(place), size, state);
-        } else {
-          load_state(p, p.initial_state, place.sequence, place.head, state);
-          if (!p.causal) accumulate(span, state, scratch);
-        }
-        kernels_for(p).backward_queries(p, span, state, scratch);
-        if (!p.dlog_decay) return;
-        if (count == 1) load_state(p, p.dfinal_state, place.sequence, place.head, dstate);
-        product_of(place) = dot(state, count > 1 ? dstates.before(place) : dstate, size) +
-                            dot_of_rest(p, p.initial_state, p.dfinal_state, place.sequence,
-                                        segments.whole(place.sequence, place.head));
-      });
-
+  auto sweep_queries = [&](Place place, float* state) {
+    float *dstate = state + size, *scratch = dstate + size;
+    const LinearSpan span = segments.span(place.sequence, place.head, place.segment);
+    if (count > 1) {
+      std::copy_n(states.before(place), size, state);
+    } else {
+      load_state(p, p.initial_state, place.sequence, place.head, state);
+      if (!p.causal) accumulate(span, state, scratch);
+    }
+    kernels_for(p).backward_queries(p, span, state, scratch);
+    if (!p.dlog_decay) return;
+    if (count == 1) load_state(p, p.dfinal_state, place.sequence, place.head, dstate);
+    product_of(place) = dot(state, count > 1 ? dstates.before(place) : dstate, size) +
+                        dot_of_rest(p, p.initial_state, p.dfinal_state, place.sequence,
+                                    segments.whole(place.sequence, place.head));
+  };
   const int group = p.heads_kv > 0 ? p.heads_q / p.heads_kv : 1;
-  for_each_segment(
-      executor, segments, p.heads_kv, group * size + linear_scratch(p),
-      [&](Place place, float* dstate) {
-        float* scratch = dstate + group * size;
-        const LinearSpan span = segments.span(place.sequence, place.head, place.segment);
-        std::vector<double> own(group);
-        for (int n = 0; n < group; ++n) {
-          const Place member{place.sequence, place.head * group + n, place.segment};
-          own[n] = product_of(member);
-          if (count > 1) {
-            std::copy_n(dstates.before(member), size, dstate + n * size);
-            continue;
-          }
-          load_state(p, p.dfinal_state, member.sequence, member.head, dstate + n * size);
-          if (!p.causal)
-            accumulate_gradient(segments.whole(member.sequence, member.head), dstate + n * size,
-                                scratch);
-        }
-        kernels_for(p).backward_keys(p, span, dstate, own.data(), scratch);
-        if (place.segment == 0)
-          for (int n = 0; n < group; ++n)
-            store_state(p, dstate + n * size, place.sequence,
-                        segments.whole(place.sequence, place.head * group + n), p.dfinal_state,
-                        p.dinitial_state);
-      });
+  auto member = [&](Place place, int n) {
+    return Place{place.sequence, place.head * group + n, place.segment};
+  };
+  auto sweep_keys = [&](Place place, float* dstate) {
+    float* scratch = dstate + group * size;
+    const LinearSpan span = segments.span(place.sequence, place.head, place.segment);
+    std::vector<double> own(group);
+    for (int n = 0; n < group; ++n) {
+      const Place query_head = member(place, n);
+      own[n] = product_of(query_head);
+      if (count > 1) {
+        std::copy_n(dstates.before(query_head), size, dstate + n * size);
+        continue;
+      }
+      load_state(p, p.dfinal_state, place.sequence, query_head.head, dstate + n * size);
+      if (!p.causal)
+        accumulate_gradient(segments.whole(place.sequence, query_head.head), dstate + n * size,
+                            scratch);
+    }
+    kernels_for(p).backward_keys(p, span, dstate, own.data(), scratch);
+    if (place.segment == 0)
+      for (int n = 0; n < group; ++n)
+        store_state(p, dstate + n * size, place.sequence,
+                    segments.whole(place.sequence, place.head * group + n), p.dfinal_state,
+                    p.dinitial_state);
+  };
+
+  const std::int64_t memory = std::max(2, group) * size + linear_scratch(p);
+  // A head's two sweeps one after the other: the second finds its tokens in the cache. Only the
+  // gradient of log_decay passes from one to the other, within a segment.
+  for_each_segment(executor, segments, p.heads_kv, memory, [&](Place place, float* scratch) {
+    for (int n = 0; n < group; ++n) sweep_queries(member(place, n), scratch);
+    sweep_keys(place, scratch);
+  });
 }
 
 void linear_attention_step(const LinearAttentionStep& p, const Executor& executor) {

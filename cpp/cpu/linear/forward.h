@@ -53,6 +53,8 @@ inline void forward(const LinearAttentionForward& p, LinearSpan span, float* sta
   chunk.scores = arena.take(kChunk, kPanel);
   chunk.out = arena.take(kChunk, padded_value_dim(p));
   chunk.state = {state, padded_value_dim(p)};
+  Prefetches ahead;
+  chunk.ahead = &ahead;
   const bool taylor2 = p.feature_map == FeatureMap::kTaylor2;
   Chunk features = chunk;  // as the state meets them
   features.dim = state_rows(p);
@@ -69,12 +71,11 @@ inline void forward(const LinearAttentionForward& p, LinearSpan span, float* sta
       load_features(p, key_rows(p, tokens), tokens.rows, key_factor(p), keys);
       load_values(p, tokens, chunk.values);
       const ChunkTokens next = chunk_of(p, span, imin(n + 1, chunks_in(span) - 1));
-      prefetch_rows(key_rows(p, next), next.rows, p.dim);
+      ask_for_keys(p, next, ahead);
+      ahead.ask(query_rows(p, next), next.rows, p.dim);
       compute_scores(chunk, decay.walk());
       if (taylor2) weigh_scores(chunk, decay.walk(), nullptr);
       decay_scores(chunk, decay);
-      prefetch_rows(query_rows(p, next), next.rows, p.dim);
-      prefetch_rows(value_rows(p, next), next.rows, p.dim_v);
     }
     if (taylor2) {
       load_features(p, query_rows(p, tokens), tokens.rows, query_factor(p), queries);

@@ -62,6 +62,18 @@ inline void transpose_rows(RowMajor from, int rows, int dim, float* panel) {
              rows, dim, panel);
 }
 
+/// out[row][channel] = panel[channel][kPanel], rows padded with zeros.
+inline void transpose_panel(const float* panel, int dim, int rows, RowMajor out) {
+  for (int t = 0; t < rows; t += kWidth)
+    for (int d = 0; d < dim; d += kWidth) {
+      Vec square[kWidth];
+      for (int i = 0; i < kWidth; ++i)
+        square[i] = d + i < dim ? load(panel + (d + i) * kPanel + t) : Vec{};
+      transpose(square);
+      for (int i = 0; i < imin(kWidth, rows - t); ++i) store(part(out, t + i, d).data, square[i]);
+    }
+}
+
 inline RowsInARow<const char> query_rows(const LinearAttentionProblem& p, const ChunkTokens& c) {
   return rows_of(p.q, p.dtype, c.batch, c.head, c.begin);
 }
@@ -72,9 +84,14 @@ inline RowsInARow<const char> value_rows(const LinearAttentionProblem& p, const 
   return rows_of(p.v, p.dtype, c.batch, c.kv_head, c.begin);
 }
 
-/// Asks for the rows of a chunk that comes next, while another is computed.
-inline void prefetch_rows(RowsInARow<const char> rows, int count, int dim) {
-  for (int r = 0; r < count; ++r) prefetch(rows, r, dim);
+inline RowsInARow<const char> dout_rows(const LinearAttentionBackward& p, const ChunkTokens& c) {
+  return rows_of(p.dout, p.dtype, c.batch, c.head, c.begin);
+}
+
+/// Asks for the keys and values of a chunk that comes next, while another is computed.
+inline void ask_for_keys(const LinearAttentionProblem& p, const ChunkTokens& c, Prefetches& ahead) {
+  ahead.ask(key_rows(p, c), c.rows, p.dim);
+  ahead.ask(value_rows(p, c), c.rows, p.dim_v);
 }
 
 /// Values, and 1 as their last channel where they are normalized.
@@ -85,8 +102,7 @@ inline void load_values(const LinearAttentionProblem& p, const ChunkTokens& c, R
 
 /// The gradient of numerator and denominator: dout / den, and -(dout . out) / den.
 inline void load_dout(const LinearAttentionBackward& p, const ChunkTokens& c, RowMajor to) {
-  load_rows(rows_of(p.dout, p.dtype, c.batch, c.head, c.begin), 0, c.rows, c.rows, p.dim_v,
-            out_factor(p), to);
+  load_rows(dout_rows(p, c), 0, c.rows, c.rows, p.dim_v, out_factor(p), to);
   if (!p.normalize) return;
   auto out_rows = rows_of(p.out, p.dtype, c.batch, c.head, c.begin);
   const float* denominators =

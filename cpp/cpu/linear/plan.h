@@ -83,14 +83,13 @@ struct LinearVariant {
 };
 
 /// Floats of scratch for any of the kernels.
-constexpr std::int64_t kTilesPerDim = 4;
+constexpr std::int64_t kTilesPerDim = 5;
 TILEATTN_HOST_DEVICE std::int64_t linear_scratch(const LinearAttentionProblem& p) {
   std::int64_t dims = padded_dim(p) + padded_value_dim(p);
   std::int64_t tiles = kTilesPerDim * kPanel * dims + 4 * kChunk * kPanel;
   if (p.feature_map != FeatureMap::kNone)
     return tiles + kPanel * (3 * std::int64_t{state_rows(p)} + padded_value_dim(p));
-  std::int64_t transposed_states = std::int64_t{padded_value_dim(p)} * padded_dim(p);
-  return tiles + transposed_states * (p.heads_q / p.heads_kv);
+  return tiles + std::int64_t{padded_value_dim(p)} * padded_dim(p);  // a state, transposed
 }
 
 }  // namespace tileattn::cpu

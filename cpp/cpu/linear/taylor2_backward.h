@@ -1,8 +1,7 @@
 // Backward with the features of taylor2, in the two sweeps of backward.h.
 //
-// The gradient of a chunk's features, G = S (r dout)^T or dS (r v)^T, comes out transposed from the
-// state as it is, and goes through the derivative of the features to the tokens. So one dS serves
-// both dk and dv. Inside of the chunk, a score's gradient is dP_ij (1 + a_ij).
+// The gradient of a chunk's features, G = S (r dout)^T or dS (r v)^T, goes through the derivative
+// of the features to the tokens. Inside of the chunk, a score's gradient is dP_ij (1 + a_ij).
 #pragma once
 
 #include "cpu/linear/backward.h"
@@ -18,14 +17,6 @@ inline void multiply_scores(const Chunk& c, Walk walk, const float* slopes) {
       store(c.scores.data + at, load(c.scores.data + at) * load(slopes + at));
     }
   }
-}
-
-/// gradient[dim][kPanel] = S (r x)^T for x [channels][kPanel]
-inline void read_transposed(RowMajor state, int dim, int channels, int rows,
-                            const ChunkDecay& decay, float* x, float* gradient) {
-  if (decay.total() != 1.0f) scale_columns(x, channels, rows, decay.rows());
-  product(dim, round_up(rows, kColumnGranule), channels, {state.data, state.stride, 1}, {x, kPanel},
-          {gradient, kPanel}, 0.0f);
 }
 
 /// sums[t] = a_t . b_t, panels of `dim` rows. In parts: dlog_decay adds these up over all tokens.
@@ -56,14 +47,7 @@ inline void pull_back(const LinearAttentionProblem& p, float* gradient, float* f
       store(dx + at_i, load(dx + at_i) + dpair * load(x + at_j));
       store(dx + at_j, load(dx + at_j) + dpair * load(x + at_i));
     });
-  for (int t = 0; t < rows; t += kWidth)
-    for (int d = 0; d < p.dim; d += kWidth) {
-      Vec square[kWidth];
-      for (int i = 0; i < kWidth; ++i)
-        square[i] = d + i < p.dim ? load(dx + (d + i) * kPanel + t) : Vec{};
-      transpose(square);
-      for (int i = 0; i < imin(kWidth, rows - t); ++i) store(part(out, t + i, d).data, square[i]);
-    }
+  transpose_panel(dx, p.dim, rows, out);
 }
 
 inline void taylor2_backward_queries(const LinearAttentionBackward& p, LinearSpan span,
@@ -104,7 +88,8 @@ inline void taylor2_backward_queries(const LinearAttentionBackward& p, LinearSpa
       multiply_scores(for_dq, decay.walk(), slopes);
       decay_scores(for_dq, decay);
     }
-    read_transposed(features.state, features.dim, value_dim(p), rows, decay, dout, gradient);
+    read_transposed(features.state, features.dim, value_dim(p), rows, decay, dout, gradient,
+                    nullptr);
     if (p.dlog_decay) {
       float received[kChunk];
       dot_columns(gradient, queries, features.dim, rows, received);
@@ -128,6 +113,7 @@ struct Taylor2KeySweep {
   RowMajor dstates;
   float *keys, *gradient, *values, *slopes;
   RowMajor dk, dv;  // sums over the query heads of a key head
+  Prefetches ahead;
 
   Taylor2KeySweep(const LinearAttentionBackward& p, float* dstates_of_heads, Arena& arena)
       : for_dk(take_chunk(arena, value_dim(p), p.dim)),
@@ -143,6 +129,7 @@ struct Taylor2KeySweep {
     for_dv.values = features.values;
     for_dv.scores = arena.take(kChunk, kPanel);
     for_dv.out = arena.take(kChunk, padded_value_dim(p));
+    for_dk.ahead = for_dv.ahead = features.ahead = &ahead;
     keys = arena.take(features.dim, kPanel).data;
     gradient = arena.take(features.dim, kPanel).data;
     values = arena.take(value_dim(p), kPanel).data;
@@ -186,7 +173,7 @@ inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTok
     decay_scores(dk, decay);
   }
   read_transposed(features.state, features.dim, value_dim(p), rows, decay, sweep.values,
-                  sweep.gradient);
+                  sweep.gradient, features.ahead);
   if (p.dlog_decay) {
     dot_columns(sweep.gradient, sweep.keys, features.dim, rows, given.after);
     sum_dlog_decay(p, tokens, decay, given, product);

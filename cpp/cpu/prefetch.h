@@ -1,0 +1,39 @@
+// Rows of tensors, asked for ahead of their use.
+//
+// Rows of one head lie so far apart that the hardware does not foresee them, and asked for all at
+// once they would only wait for one another. So they stand in a queue, of which products, which
+// leave the memory idle, ask for a few lines each.
+#pragma once
+
+#include "cpu/plan.h"
+
+namespace tileattn::cpu::TILEATTN_ISA {
+
+class Prefetches {
+ public:
+  /// `dim` elements of the first `count` rows. What does not fit into the queue is left out.
+  template <class Rows>
+  void ask(const Rows& rows, int count, int dim) {
+    if (next_ == end_) next_ = end_ = 0;
+    const int bytes = dim * (rows.dtype == DType::kFloat32 ? 4 : 2);
+    for (int r = 0; r < count && end_ < kMost; ++r) queue_[end_++] = {rows.row(r), bytes};
+  }
+
+  void step() {
+    constexpr int kLine = 64, kBytes = 16 * kLine;  // what a product leaves time for
+    for (int bytes = 0; bytes < kBytes && next_ < end_; bytes += queue_[next_++].bytes)
+      for (int at = 0; at < queue_[next_].bytes; at += kLine)
+        __builtin_prefetch(queue_[next_].data + at);
+  }
+
+ private:
+  static constexpr int kMost = 4 * kTile.queries;
+  struct Row {
+    const char* data;
+    int bytes;
+  };
+  Row queue_[kMost];
+  int next_ = 0, end_ = 0;
+};
+
+}  // namespace tileattn::cpu::TILEATTN_ISA
