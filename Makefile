@@ -9,8 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/Release
 
-# A development build makes machine code of the float16 kernels, for one architecture.
-export TILEATTN_KERNELS ?= dev
+# A development build makes machine code for one architecture.
 export TILEATTN_CUDA_ARCHS ?= 80
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
@@ -34,7 +33,6 @@ $(VENV)/installed: $(VENV)/requirements $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-build-isolation --no-deps \
 	  -C cmake.define.TILEATTN_TESTS=ON \
-	  -C cmake.define.TILEATTN_KERNELS=$(TILEATTN_KERNELS) \
 	  -C cmake.define.TILEATTN_CUDA_ARCHS="$(TILEATTN_CUDA_ARCHS)" \
 	  -e .
 	touch $@
@@ -54,8 +52,9 @@ cpp-test: $(VENV)/installed
 	@test -x $(BUILD)/cpp/tests/tileattn_cpp_tests || echo "C++ tests: left out (no GoogleTest; Debian: libgtest-dev)"
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
+# OpenMP threads that wait actively would take the cores from the other worker.
 python-test: $(VENV)/installed
-	$(BIN)/python -m pytest -n $(CMAKE_BUILD_PARALLEL_LEVEL)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(CMAKE_BUILD_PARALLEL_LEVEL)
 
 # Another torch than the pinned CPU build: pip install it into .venv first.
 gpu-check: $(VENV)/installed

@@ -75,16 +75,13 @@ def demangle(names: list[str]) -> list[str]:
 
 
 def launch_shared() -> dict[str, int]:
-    """Bytes by the name that cuda/CMakeLists.txt gives a row: op, element type, head dim, KiB."""
+    """Bytes by the name that cuda/CMakeLists.txt gives a row: op, head dim, KiB."""
     try:
         from tileattn import _native
     except ImportError:
         return {}
-    elements = {"float16": "half_t", "bfloat16": "bfloat16_t"}
     return {
-        f"{k['op']}_{elements[k['dtype']]}_{k['dim']}_{k['shared_limit'] // 1024}": k[
-            "shared_bytes"
-        ]
+        f"{k['op']}_{k['dim']}_{k['shared_limit'] // 1024}": k["shared_bytes"]
         for k in _native.cuda_kernels()
     }
 
