@@ -5,6 +5,7 @@ set(TILEATTN_KERNELS full CACHE STRING "full: machine code of all kernels; dev: 
 set(TILEATTN_DIMS 32 64 96 128 192 256)
 set(TILEATTN_DIMS_NEIGHBORHOOD 32 64 128)  # with larger heads its kernels spill registers
 set(TILEATTN_DIMS_LINEAR 64 128)  # channels of queries and keys
+set(TILEATTN_DIM_TAYLOR2 16)      # likewise
 set(TILEATTN_DIMS_ONE_BUDGET 32 64)  # whose backward has the same tiles in every budget
 set(TILEATTN_DIMS_SM90 64 128 256)  # whose budget is 227 KiB; other head dims are padded to these
 # The PTX of every kernel is there in both, for newer devices and for the PTX simulator.
@@ -74,13 +75,14 @@ macro(tileattn_kernel_rows callback)
   endif()
 endmacro()
 
-# tileattn_linear_rows(callback): callback(budget element dim archs) for each row. The tiles fit
+# tileattn_linear_rows(callback): callback(op budget element dim archs) for each row. The tiles fit
 # 99 KiB everywhere.
 macro(tileattn_linear_rows callback)
   foreach(element IN ITEMS half_t bfloat16_t)
     tileattn_archs_of(${element} archs ${TILEATTN_CUDA_ARCHS})
     foreach(dim IN LISTS TILEATTN_DIMS_LINEAR)
-      cmake_language(CALL ${callback} 99 ${element} ${dim} "${archs}")
+      cmake_language(CALL ${callback} linear 99 ${element} ${dim} "${archs}")
     endforeach()
+    cmake_language(CALL ${callback} linear_taylor2 99 ${element} ${TILEATTN_DIM_TAYLOR2} "${archs}")
   endforeach()
 endmacro()
