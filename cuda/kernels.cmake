@@ -6,6 +6,7 @@ set(TILEATTN_ELEMENTS half_t bfloat16_t)
 set(TILEATTN_DIMS 32 64 96 128 192 256)
 set(TILEATTN_DIMS_NEIGHBORHOOD 32 64 128)  # with larger heads its kernels spill registers
 set(TILEATTN_DIMS_LINEAR 64 128)  # channels of queries and keys
+set(TILEATTN_DIM_TAYLOR2 16)      # likewise
 set(TILEATTN_DIMS_ONE_BUDGET 32 64)  # whose backward has the same tiles in every budget
 set(TILEATTN_DIMS_SM90 64 128 256)  # whose budget is 227 KiB; other head dims are padded to these
 
@@ -55,10 +56,11 @@ macro(tileattn_kernel_rows callback)
   endif()
 endmacro()
 
-# tileattn_linear_rows(callback): callback(budget dim archs) for each row. The tiles fit
+# tileattn_linear_rows(callback): callback(op budget dim archs) for each row. The tiles fit
 # 99 KiB everywhere.
 macro(tileattn_linear_rows callback)
   foreach(dim IN LISTS TILEATTN_DIMS_LINEAR)
-    cmake_language(CALL ${callback} 99 ${dim} "${TILEATTN_CUDA_ARCHS}")
+    cmake_language(CALL ${callback} linear 99 ${dim} "${TILEATTN_CUDA_ARCHS}")
   endforeach()
+  cmake_language(CALL ${callback} linear_taylor2 99 ${TILEATTN_DIM_TAYLOR2} "${TILEATTN_CUDA_ARCHS}")
 endmacro()

@@ -29,7 +29,8 @@ TOKENS, HEADS = 256, 2
 FORWARD = torch.ops.tileattn.attention_forward
 BACKWARD = torch.ops.tileattn.attention_backward
 NEIGHBORHOOD_DIMS = (64, 128)
-LINEAR_DIMS = (64, 128)
+# Channels of q and k, those of v, and the feature map.
+LINEAR = {"64": (64, 64, 0), "128": (128, 128, 0), "taylor2": (16, 64, 1)}
 LINEAR_FORWARD = torch.ops.tileattn.linear_attention_forward
 LINEAR_BACKWARD = torch.ops.tileattn.linear_attention_backward
 
@@ -64,8 +65,8 @@ def measure(simulator: Simulator) -> Measured:
                 measured[f"backward {where}"] = _by_kernel(simulator)
         for dim in NEIGHBORHOOD_DIMS:
             measured |= _measure_neighborhood(simulator, dim)
-        for dim in LINEAR_DIMS:
-            measured |= _measure_linear(simulator, dim)
+        for name, problem in LINEAR.items():
+            measured |= _measure_linear(simulator, name, *problem)
     return measured
 
 
@@ -86,25 +87,47 @@ def _measure_neighborhood(simulator: Simulator, dim: int) -> Measured:
     return measured
 
 
-def _measure_linear(simulator: Simulator, dim: int) -> Measured:
+def _measure_linear(
+    simulator: Simulator, name: str, dim: int, dim_v: int, feature_map: int
+) -> Measured:
     """Normalized, with a decay that has a gradient; in one go, and in segments."""
     generator = torch.Generator().manual_seed(dim)
-    shape = (1, TOKENS, HEADS, dim)
-    q, k, v, dout = (torch.randn(shape, generator=generator).half() for _ in range(4))
-    log_decay = -torch.rand(shape[:3], generator=generator)
+    shape = (1, TOKENS, HEADS)
+    q, k, v, dout = (
+        torch.randn(*shape, channels, generator=generator).half()
+        for channels in (dim, dim, dim_v, dim_v)
+    )
+    log_decay = -torch.rand(shape, generator=generator)
     tail = (log_decay, None, None, None, dim**-0.5, True, True)
     measured: Measured = {}
     for where, multiprocessors in (("", 1), (" in segments", 132)):
         with simulator.configured(multiprocessors=multiprocessors):
-            out, denominator, *_ = LINEAR_FORWARD(q.abs(), k.abs(), v, *tail)
-            measured[f"linear forward {dim}{where}"] = _by_kernel(simulator)
-            LINEAR_BACKWARD(dout, None, None, q.abs(), k.abs(), v, out, denominator, *tail, True)
-            measured[f"linear backward {dim}{where}"] = _by_kernel(simulator)
+            inputs = (q.abs(), k.abs(), v)
+            out, denominator, *_ = LINEAR_FORWARD(*inputs, *tail, feature_map)
+            measured[f"linear forward {name}{where}"] = _by_kernel(simulator)
+            kept = (out, denominator)
+            LINEAR_BACKWARD(dout, None, None, *inputs, *kept, *tail, True, feature_map)
+            measured[f"linear backward {name}{where}"] = _by_kernel(simulator)
     return measured
 
 
 def _by_kernel(simulator: Simulator) -> dict[str, Counters]:
-    return {kernel_name(counters["kernel"]): counters for counters in simulator.counters()}
+    """The instances of a template are one kernel."""
+    kernels: dict[str, Counters] = {}
+    for counters in simulator.counters():
+        name = kernel_name(counters["kernel"])
+        kernels[name] = _sum(kernels[name], counters) if name in kernels else counters
+    return kernels
+
+
+def _sum(a: Counters, b: Counters) -> Counters:
+    total = a | b
+    for key in a.keys() & b.keys():
+        if isinstance(a[key], dict):
+            total[key] = _sum(a[key], b[key])
+        elif not isinstance(a[key], str):
+            total[key] = a[key] + b[key]
+    return total
 
 
 def bank_conflicts(measured: Measured) -> dict[str, dict[str, int]]:

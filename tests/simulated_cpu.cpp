@@ -124,8 +124,9 @@ std::int64_t rows(const LinearAttentionProblem& p) { return entries(p) * p.len *
 
 template <class Ref>
 void add_state(Memory& memory, const Ref& state, const LinearAttentionProblem& p, int sequences) {
-  memory.add_array(state.s, std::int64_t{sequences} * p.heads_q * p.dim * p.dim_v);
-  if (p.normalize) memory.add_array(state.z, std::int64_t{sequences} * p.heads_q * p.dim);
+  const std::int64_t size = std::int64_t{sequences} * p.heads_q * feature_dim(p.feature_map, p.dim);
+  memory.add_array(state.s, size * p.dim_v);
+  if (p.normalize) memory.add_array(state.z, size);
 }
 
 void add_shared(Memory& memory, const LinearAttentionProblem& p) {

@@ -11,17 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linear_cases import LIMIT, Case, check, compare, rms, run
+from linear_cases import LIMIT, Case, check, compare, rms, run, truth
 from sim_report import kernel_name
 from simulator import Simulator
 from test_linear import cases
 
-from tileattn import linear_attention, linear_attention_step, reference
+from tileattn import linear_attention, linear_attention_step
 
 # Three chunks of every kernel and no whole one at the end, key heads that are shared.
 LONG: dict[str, Any] = {"batch": 1, "len": 147, "heads": 2, "heads_kv": 1, "dim": 64, "dim_v": 64}
 SEGMENTS: dict[str, Any] = LONG | {"len": 401}
-NORMALIZE = {"normalize": True}
+NORMALIZE, TAYLOR2 = {"normalize": True}, {"feature_map": "taylor2"}
+NARROW = {"dim": 16, "dim_v": 40}
 CASES = {
     "plain": Case(**LONG),
     "decay": Case(**LONG, decay="bth"),
@@ -31,6 +32,9 @@ CASES = {
     "packed": Case(seqlens=(3, 0, 147, 64), decay="bth", dim=64, dim_v=64, heads=2, heads_kv=1),
     "wide": Case(**LONG | {"dim": 128, "dim_v": 128}, decay="bth", options=NORMALIZE),
     "narrow_values": Case(**LONG | {"dim": 128, "dim_v": 40}, decay="h"),
+    "taylor2": Case(**LONG | NARROW, decay="bth", options=TAYLOR2 | NORMALIZE),
+    "taylor2_segments": Case(**SEGMENTS | NARROW, decay="bth", options=TAYLOR2 | NORMALIZE),
+    "taylor2_bidirectional": Case(**SEGMENTS | NARROW, options={"causal": False} | TAYLOR2),
 }
 
 
@@ -49,13 +53,18 @@ def test_no_order_of_warps_and_copies_changes_the_result(name: str, simulator: S
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 130])
 @pytest.mark.parametrize("strength", [0.0, 8.0])
-def test_lengths_and_decays(length: int, strength: float, simulator: Simulator) -> None:
-    case = Case(**LONG | {"len": length}, decay="bth", strength=strength)
+@pytest.mark.parametrize("kind", [{}, NARROW | {"options": TAYLOR2}], ids=["plain", "taylor2"])
+def test_lengths_and_decays(
+    length: int, strength: float, kind: dict[str, Any], simulator: Simulator
+) -> None:
+    case = Case(**LONG | kind | {"len": length}, decay="bth", strength=strength)
     with simulator.kernels():
         check(case, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", ["segments", "bidirectional"])
+@pytest.mark.parametrize(
+    "name", ["segments", "bidirectional", "taylor2_segments", "taylor2_bidirectional"]
+)
 @pytest.mark.parametrize("multiprocessors", [1, 3, 132])
 def test_any_number_of_segments(name: str, multiprocessors: int, simulator: Simulator) -> None:
     options = {"multiprocessors": multiprocessors, "capability": 80}
@@ -83,6 +92,8 @@ def test_few_heads_are_cut_into_segments(simulator: Simulator) -> None:
     assert _kernels_of(simulator, CASES["decay"]) == {"walk_kernel"}
     assert _kernels_of(simulator, CASES["segments"]) == passed
     assert _kernels_of(simulator, CASES["bidirectional"]) == passed
+    passed_with_taylor2 = passed - {"walk_kernel"} | {"taylor2_walk_kernel"}
+    assert _kernels_of(simulator, CASES["taylor2_segments"]) == passed_with_taylor2
     with simulator.configured(multiprocessors=1):
         assert _kernels_of(simulator, CASES["segments"]) == {"walk_kernel"}
 
@@ -107,16 +118,22 @@ def test_calls_that_pass_the_state_are_one(simulator: Simulator) -> None:
 
 
 @pytest.mark.parametrize("decay", ["", "bth"])
-def test_nan_of_one_sequence_stays_there(decay: str, simulator: Simulator) -> None:
+@pytest.mark.parametrize("kind", [{}, NARROW | {"options": TAYLOR2}], ids=["plain", "taylor2"])
+def test_nan_of_one_sequence_stays_there(
+    decay: str, kind: dict[str, Any], simulator: Simulator
+) -> None:
     """What lies behind the end of a sequence counts as 0, whatever the next one holds."""
-    case = Case(seqlens=(40, 30, 70), tail=9, heads=2, heads_kv=1, state=False, decay=decay)
+    shape = {"seqlens": (40, 30, 70), "tail": 9, "heads": 2, "heads_kv": 1, "state": False}
+    case = Case(**shape | kind, decay=decay)
     clean = case.tensors(torch.float16)
     dirty = {name: tensor.clone() for name, tensor in clean.items()}
     for name in ("q", "k", "v"):
         dirty[name][:, 40:70] = torch.nan
         dirty[name][:, 140:] = torch.nan
     with simulator.kernels():
-        expected, actual = (run(linear_attention, t, {}, exact=False) for t in (clean, dirty))
+        expected, actual = (
+            run(linear_attention, t, case.options, exact=False) for t in (clean, dirty)
+        )
     for name in ("out", "dq", "dk", "dv"):
         for rows in (slice(40), slice(70, None)):
             assert torch.equal(actual[name][:, rows], expected[name][:, rows]), name
@@ -125,30 +142,34 @@ def test_nan_of_one_sequence_stays_there(decay: str, simulator: Simulator) -> No
 
 
 @pytest.mark.parametrize("offsets", [[-5, 1000, 7], [150, 20, 200], [190, 199, 200]])
+@pytest.mark.parametrize("dim", [32, 16], ids=["plain", "taylor2"])
 def test_offsets_outside_of_the_tokens_are_clamped(
-    offsets: list[int], simulator: Simulator
+    offsets: list[int], dim: int, simulator: Simulator
 ) -> None:
     """No value of cu_seqlens on the device can make a kernel read or write elsewhere.
 
     The simulator knows which memory belongs to the call and reports everything else.
     """
-    tensors = Case(seqlens=(120, 80), heads=2, heads_kv=1, decay="bth").tensors(torch.half)
+    case = Case(seqlens=(120, 80), heads=2, heads_kv=1, dim=dim, decay="bth")
+    tensors = case.tensors(torch.half)
     q, k, v, decay = (tensors[name] for name in ("q", "k", "v", "log_decay"))
     tail = (decay, None, None, torch.tensor(offsets, dtype=torch.int32), 0.1, True, False)
     ops = torch.ops.tileattn
     with simulator.kernels():
-        out, *_ = ops.linear_attention_forward(q, k, v, *tail)
-        ops.linear_attention_backward(out, None, None, q, k, v, None, None, *tail, True)
+        out, *_ = ops.linear_attention_forward(q, k, v, *tail, dim == 16)
+        ops.linear_attention_backward(out, None, None, q, k, v, None, None, *tail, True, dim == 16)
 
 
-def test_long_sums_keep_their_precision(simulator: Simulator) -> None:
+@pytest.mark.parametrize("kind", [{}, NARROW | {"options": TAYLOR2}], ids=["plain", "taylor2"])
+def test_long_sums_keep_their_precision(kind: dict[str, Any], simulator: Simulator) -> None:
     """The decay's gradient is a chain of differences over all chunks of a segment."""
-    case = Case(**LONG | {"len": 1200}, decay="bth", strength=0.02, options=NORMALIZE)
+    fields = LONG | {"len": 1200, "options": {}} | kind
+    fields["options"] = fields["options"] | NORMALIZE
+    case = Case(**fields, decay="bth", strength=0.02)
     tensors = case.tensors(torch.bfloat16)
     with simulator.kernels(), simulator.configured(multiprocessors=1, capability=80):
         actual = run(linear_attention, tensors, case.options, exact=False)
-    exact = run(reference.linear_attention, tensors, case.options, exact=True)
-    compare(actual, exact, torch.bfloat16)
+    compare(actual, truth(tensors, case.options), torch.bfloat16)
 
 
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])

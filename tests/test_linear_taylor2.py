@@ -1,4 +1,4 @@
-"""Linear attention with taylor2, whose features the CPU kernels never build in memory."""
+"""Linear attention with taylor2, whose features the kernels never build in memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_cases import LIMIT, Case, Tensors, check, rms, run
+from simulator import Simulator
 from test_linear import cases
 from torch import Tensor
 
@@ -19,10 +20,12 @@ from tileattn import (
     linear_attention_step,
     segment_state,
 )
+from tileattn._linear_ops import FEATURE_MAPS
+from tileattn.linear import _require_kernel
 
 
 def case(options: dict[str, Any] | None = None, **fields: Any) -> Case:
-    fields = {"dim": 8, "dim_v": 12} | fields
+    fields = {"dim": 8, "dim_v": 40} | fields
     return Case(**fields, options={"feature_map": "taylor2"} | (options or {}))
 
 
@@ -46,10 +49,11 @@ CASES = {
     "one_token": case(len=1, decay="bth"),
     "one_chunk": case(len=48, decay="bth"),
     "one_more": case(NORMALIZE, len=49, decay="bth"),
-    "one_channel": case(dim=1, decay="bth"),
     "based": case(NORMALIZE, dim=16, dim_v=64, decay="bth"),
-    "odd": case(dim=13, dim_v=1, decay="bth"),
-    "wide": case(dim=24, dim_v=100, len=60, batch=1, heads=2, heads_kv=1, decay="bth"),
+    "narrow_values": case(dim=16, dim_v=8, decay="bth"),
+    "wide_values": case(NORMALIZE, dim=16, dim_v=128, len=70, batch=1, heads=2, decay="bth"),
+    # The moments are beyond what float16 holds.
+    "large_state": case({"scale": 2**-7}, batch=1, len=300, heads=2, heads_kv=1, gain=1000.0),
     "few_heads": case(**FEW, decay="bth"),
     "few_heads_constant_decay": case(**FEW, decay="h"),
     "few_heads_normalized": case(NORMALIZE, **FEW, decay="bth"),
@@ -60,16 +64,28 @@ CASES = {
     "packed_few_heads": case(seqlens=(400,), heads=1, heads_kv=1, tail=3, decay="bth"),
 }
 
+ANY_HEAD_DIM = {
+    "one_channel": case(dim=1, decay="bth"),
+    "odd": case(dim=13, dim_v=1, decay="bth"),
+    "odd_values": case(NORMALIZE, dim_v=12, decay="bth"),
+    "wide": case(dim=24, dim_v=100, len=60, batch=1, heads=2, heads_kv=1, decay="bth"),
+}
+
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(name: str, dtype: torch.dtype) -> None:
-    check(CASES[name], dtype)
+def test_case(name: str, dtype: torch.dtype, linear_device: str) -> None:
+    check(CASES[name], dtype, linear_device)
+
+
+@pytest.mark.parametrize("name", ANY_HEAD_DIM)
+def test_any_head_dim(name: str, dtype: torch.dtype) -> None:
+    check(ANY_HEAD_DIM[name], dtype)
 
 
 @st.composite
-def narrow_cases(draw: st.DrawFn) -> Case:
-    drawn = draw(cases())
-    fields = vars(drawn) | {"dim": draw(st.integers(1, 20))}
+def narrow_cases(draw: st.DrawFn, step: int = 1) -> Case:
+    drawn = draw(cases(step))
+    fields = vars(drawn) | {"dim": step * draw(st.integers(1, 20 // step))}
     return Case(**fields | {"options": drawn.options | {"feature_map": "taylor2"}})
 
 
@@ -77,6 +93,17 @@ def narrow_cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=10)
 def test_random_cases(case: Case, seed: int, dtype: torch.dtype) -> None:
     check(case, dtype, seed=seed)
+
+
+@given(case=narrow_cases(step=8), seed=st.integers(0, 3))
+@settings(max_examples=10)
+def test_random_cases_simulated(case: Case, seed: int, simulator: Simulator) -> None:
+    with simulator.kernels():
+        check(case, torch.float16, seed=seed)
+
+
+def on(device: str, tensors: Tensors) -> Tensors:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def assert_close(actual: Tensors, expected: Tensors, dtype: torch.dtype) -> None:
@@ -97,12 +124,12 @@ def test_fused_is_unfused(name: str) -> None:
     )
 
 
-def test_the_features_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_features_are_not_built(monkeypatch: pytest.MonkeyPatch, linear_device: str) -> None:
     def built(x: Tensor) -> Tensor:
         raise AssertionError("features in memory")
 
     monkeypatch.setitem(feature_maps.NAMED, "taylor2", built)
-    x = torch.randn(1, 9, 2, 4)
+    x = torch.randn(1, 9, 2, 8, dtype=torch.float16, device=linear_device)
     linear_attention(x, x, x, feature_map="taylor2")
     segment_state(x, x, feature_map="taylor2")
     with pytest.raises(AssertionError, match="in memory"):
@@ -111,9 +138,9 @@ def test_the_features_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["decay", "normalized_decay", "few_heads", "packed"])
-def test_segment_state(name: str, dtype: torch.dtype) -> None:
+def test_segment_state(name: str, dtype: torch.dtype, linear_device: str) -> None:
     """It is the final state, and differentiable like it."""
-    tensors, options = CASES[name].tensors(dtype), CASES[name].options
+    tensors, options = on(linear_device, CASES[name].tensors(dtype)), CASES[name].options
 
     def state_only(q: Tensor, **rest: Any) -> tuple[Tensor, object]:
         del rest["return_final_state"]
@@ -148,10 +175,10 @@ def test_states_are_those_of_built_features(normalize: bool) -> None:
         assert rms(actual - expected) <= LIMIT[torch.float32] * rms(expected)
 
 
-def test_future_tokens_do_not_matter(dtype: torch.dtype) -> None:
+def test_future_tokens_do_not_matter(dtype: torch.dtype, linear_device: str) -> None:
     """Not even keys that are NaN, in the same chunk."""
     made = case(decay="bth", state=False)
-    tensors, options = made.tensors(dtype), made.options
+    tensors, options = on(linear_device, made.tensors(dtype)), made.options
     expected = linear_attention(**tensors, **options)
     for name, poison in (("k", torch.nan), ("v", 1e4)):
         poisoned = tensors | {name: tensors[name].clone()}
@@ -168,3 +195,16 @@ def test_as_many_features_as_the_state_takes() -> None:
     with pytest.raises(ValueError, match=r"k has .*1057.*up to 1024.*backend='reference'"):
         linear_attention(x, x, x, feature_map="taylor2")
     linear_attention(x, x, x, feature_map="taylor2", backend="reference")
+
+
+def test_head_dims_on_cuda(simulator: Simulator) -> None:
+    """Python refuses those that the kernels would refuse."""
+    x = torch.randn(1, 5, 1, 24, dtype=torch.float16)
+    with simulator.kernels(), pytest.raises(RuntimeError, match="head dims of q and k up to 16"):
+        linear_attention(x, x, x, feature_map="taylor2")
+    taylor2 = FEATURE_MAPS.index("taylor2")
+    _require_kernel("cuda", x[..., :16], x, taylor2)
+    with pytest.raises(NotImplementedError, match="head_dim 24.*16 channels.*backend='reference'"):
+        _require_kernel("cuda", x, x, taylor2)
+    with pytest.raises(NotImplementedError, match="k of head_dim 12.*multiples of 8"):
+        _require_kernel("cuda", x[..., :12], x, taylor2)

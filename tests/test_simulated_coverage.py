@@ -50,7 +50,8 @@ def _on_grids() -> Calls:
 
 
 def _with_states() -> Calls:
-    for dim in DIMS_OF_STATES:
+    shapes = [(dim, dim, {}) for dim in DIMS_OF_STATES]
+    for dim, dim_v, options in (*shapes, (16, 40, {"feature_map": "taylor2"})):
         for length in (65, 401):  # in one go, and in segments
             case = LinearCase(
                 batch=1,
@@ -58,9 +59,9 @@ def _with_states() -> Calls:
                 heads=2,
                 heads_kv=1,
                 dim=dim,
-                dim_v=dim,
+                dim_v=dim_v,
                 decay="bth",
-                options={"normalize": True},
+                options=options | {"normalize": True},
             )
             yield lambda dtype, case=case: check_linear(case, dtype)
     yield _decode

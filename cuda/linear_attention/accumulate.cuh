@@ -1,8 +1,8 @@
 // The states that segments add up to, each from zero: what makes them run in parallel.
 //
 // Grid: segments x value slices x heads x sequences, as one index, the segment running fastest.
-// Block: kValues columns of the state of one segment, over its chunks; the state stays in
-// registers. Shared memory: kStages of keys and values, streamed by cp.async.
+// Block: some columns of the state of one segment, over its chunks; the state stays in registers.
+// Shared memory: kStages of keys and values, streamed by cp.async.
 // pass_states_kernel then makes them the states before each segment. Grid: (elements of a state /
 // kPassThreads) x heads x sequences; a thread owns an element.
 #pragma once
@@ -11,24 +11,54 @@
 
 namespace tileattn::cuda {
 
-template <class Config>
-struct alignas(128) AccumulateShared {
+/// What a block adds up: the state. With taylor2 it is MomentSum.
+template <class Config_>
+struct StateSum {
+  using Config = Config_;
   using Element = typename Config::Element;
+  using KeySmem = typename Config::KeySmem::Plain;
+  using ValueSmem = typename Config::ValueSmem::Plain;
+  static constexpr int kKeyElements = kChunk * Config::kDim;
+  static constexpr int kValueElements = kChunk * kValues;
+  static constexpr int kColumns = kValues;
+  State<Config> state;
+
+  CUTE_DEVICE StateSum() {
+    clear(state.s);
+    clear(state.z);
+  }
+
+  CUTE_DEVICE void add(const Element* keys, const Element* values, const float* weights,
+                       bool weighted, int, Term term, const float* extra_values) {
+    multiply_values<Config, Walk::kForwards, false>(keys, values, weights, weighted, term,
+                                                    extra_values, 0, state.z, state);
+  }
+
+  CUTE_DEVICE void store(const StatePart& to, const Operand&, bool with_z) {
+    state.store(to, with_z);
+  }
+};
+
+template <class Sum>
+struct alignas(128) AccumulateShared {
+  using Element = typename Sum::Element;
   struct Stage {
-    Element keys[kChunk * Config::kDim];
-    Element values[kChunk * kValues];
+    Element keys[Sum::kKeyElements];
+    Element values[Sum::kValueElements];
     SharedNumbers numbers;
-  } stages[Config::kStages];
+  } stages[Sum::Config::kStages];
   SharedWeights weights;
 };
 
-template <class Config, Walk kWalk>
-__global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
+template <class Sum, Walk kWalk>
+__global__ void __launch_bounds__(Sum::Config::kThreads, Sum::Config::kBlocks)
     accumulate_kernel(const __grid_constant__ AccumulateParams params) {
+  using Config = typename Sum::Config;
   extern __shared__ uint128_t shared_memory[];
-  auto& shared = *reinterpret_cast<AccumulateShared<Config>*>(shared_memory);
+  auto& shared = *reinterpret_cast<AccumulateShared<Sum>*>(shared_memory);
   const LinearShape& shape = params.shape;
-  const Place place(shape, tileattn::ceil_div(shape.dim_v, kValues), blockIdx.x);
+  const Place place(shape, tileattn::ceil_div(shape.dim_v, Sum::kColumns), blockIdx.x);
+  const int column = place.slice * Sum::kColumns;
   const bool with_z = params.extra == Extra::kValues;
   const bool weighted = weighs_keys(shape, params.numbers);
 
@@ -36,47 +66,43 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     if (n < place.chunks()) {
       auto& stage = shared.stages[n % Config::kStages];
       Range tokens = chunk_tokens<kWalk>(place, n);
-      fetch_tile<Config>(stage.keys, typename Config::KeySmem::Plain{}, params.keys, place, tokens,
-                         0);
-      fetch_tile<Config>(stage.values, typename Config::ValueSmem::Plain{}, params.values, place,
-                         tokens, place.slice * kValues);
+      fetch_tile<Config>(stage.keys, typename Sum::KeySmem{}, params.keys, place, tokens, 0);
+      fetch_tile<Config>(stage.values, typename Sum::ValueSmem{}, params.values, place, tokens,
+                         column);
       stage.numbers.fetch(shape, params.numbers, place, tokens);
     }
     cp_async_fence();
   };
 
-  State<Config> state;
-  clear(state.s);
-  clear(state.z);
+  Sum sum;
   float decay = 1.0f;
   fetch(0);
   CUTE_NO_UNROLL
   for (int n = 0; n < place.chunks(); ++n) {
     auto& stage = shared.stages[n % Config::kStages];
+    const int tokens = chunk_tokens<kWalk>(place, n).size();
     cp_async_wait<0>();
     __syncthreads();  // this chunk is here, the other stage is used up
     fetch(n + 1);
     if (threadIdx.x < 32)
-      weigh_tokens<kWalk>(stage.numbers, shared.weights, shape, params.numbers,
-                          chunk_tokens<kWalk>(place, n).size());
+      weigh_tokens<kWalk>(stage.numbers, shared.weights, shape, params.numbers, tokens);
     __syncthreads();  // the weights are complete
     if (shape.decay.data) {
       decay *= shared.weights.total;
-      state.decay(shared.weights.total);
+      sum.state.decay(shared.weights.total);
     }
     auto add = [&](Term term) {
-      multiply_values<Config, kWalk, false>(stage.keys, stage.values, shared.weights.write,
-                                            weighted, term, with_z ? stage.numbers.extra : nullptr,
-                                            0, state.z, state);
+      sum.add(stage.keys, stage.values, shared.weights.write, weighted, tokens, term,
+              with_z ? stage.numbers.extra : nullptr);
     };
     add(Term::kFirst);
     if (params.exact) add(Term::kSecond);
   }
 
   std::int64_t pair = place.pair(shape);
-  state.store(state_part(shape, params.own.s, params.own.z, pair * params.own.slots + place.segment,
-                         false, place.slice),
-              with_z && place.slice == 0);
+  sum.store(state_part(shape, params.own.s, params.own.z, pair * params.own.slots + place.segment,
+                       false, column),
+            params.keys, with_z && place.slice == 0);
   if (place.slice == 0 && threadIdx.x == 0)
     params.decays[pair * shape.segments + place.segment] = decay;
 }

@@ -22,18 +22,19 @@ void check(const LinearAttentionProblem& p) {
     throw std::invalid_argument("tileattn: heads_kv must divide heads_q");
   if (!p.causal && p.log_decay.data)
     throw std::invalid_argument("tileattn: log_decay needs causal attention");
-  if (p.feature_map != FeatureMap::kNone)
-    throw std::invalid_argument("tileattn: the CUDA kernels have no feature maps");
+  if (p.feature_map == FeatureMap::kTaylor2 && p.dim > kMaxCudaTaylor2Dim)
+    throw std::invalid_argument("tileattn: taylor2 on CUDA takes head dims of q and k up to " +
+                                std::to_string(kMaxCudaTaylor2Dim));
 }
 
 /// The kernels for queries and keys of `dim` channels.
-const LinearKernels& find(DType dtype, int dim) {
+const LinearKernels& find(DType dtype, FeatureMap map, int dim) {
   const Device device = Device::current();
   const LinearKernels* best = nullptr;
   LinearRows rows = linear_rows();
   for (auto* row = rows.begin; row != rows.end; ++row)
-    if (row->dtype == dtype && row->dim >= dim && device.runs(Architecture::kSm80, row->budget) &&
-        (!best || row->dim < best->dim))
+    if (row->dtype == dtype && row->feature_map == map && row->dim >= dim &&
+        device.runs(Architecture::kSm80, row->budget) && (!best || row->dim < best->dim))
       best = row;
   if (!best)
     throw std::invalid_argument(
@@ -43,19 +44,25 @@ const LinearKernels& find(DType dtype, int dim) {
   return *best;
 }
 
-int slices_of(int dim) { return (dim + kValues - 1) / kValues; }
+bool with_taylor2(const LinearAttentionProblem& p) { return p.feature_map == FeatureMap::kTaylor2; }
+
+/// Of a walk whose values, in the roles of walk.cuh, have `channels`. taylor2 cuts those of v in
+/// all of its walks.
+int slices_of(const LinearAttentionProblem& p, int channels) {
+  return with_taylor2(p) ? ceil_div(p.dim_v, kMomentValues) : ceil_div(channels, kValues);
+}
 
 LinearShape shape_of(const LinearAttentionProblem& p) {
   LinearShape shape;
   shape.batch = p.batch;
   shape.heads = p.heads_q;
-  shape.dim = p.dim;
+  shape.dim = feature_dim(p.feature_map, p.dim);
   shape.dim_v = p.dim_v;
   shape.len = p.len;
   shape.cu_seqlens = p.cu_seqlens;
   shape.decay = p.log_decay;
   shape.segments =
-      choose_segments(std::int64_t{p.batch} * p.heads_q * slices_of(p.dim_v),
+      choose_segments(std::int64_t{p.batch} * p.heads_q * slices_of(p, p.dim_v),
                       (p.len + kChunk - 1) / kChunk, Device::current().multiprocessors);
   return shape;
 }
@@ -116,7 +123,7 @@ struct BackwardPlan {
   Workspace workspace;
   PassedStates states, dstates;
   float* extra = nullptr;
-  float* parts = nullptr;  // of the query heads that share a key head: first of dk, then of dv
+  float* parts = nullptr;  // of a gradient that is summed later
   float *read = nullptr, *given = nullptr, *pairs = nullptr, *products = nullptr;
 
   BackwardPlan(const LinearAttentionBackward& p, void* memory)
@@ -124,9 +131,11 @@ struct BackwardPlan {
         workspace(memory),
         states(p, shape, workspace),
         dstates(p, shape, workspace) {
-    const std::int64_t rows = shape.rows(), slices = slices_of(p.dim);
+    const std::int64_t rows = shape.rows(), slices = slices_of(p, p.dim);
     if (p.normalize) extra = workspace.take(rows);
-    if (p.heads_q != p.heads_kv) parts = workspace.take(rows * std::max(p.dim, p.dim_v));
+    const std::int64_t shared = p.heads_q != p.heads_kv;  // gradients of k and v
+    const std::int64_t of_tokens = with_taylor2(p) ? slices : shared;
+    parts = workspace.take(rows * std::max(of_tokens * p.dim, shared * p.dim_v));
     if (!p.dlog_decay) return;
     pairs = workspace.take(rows);
     read = workspace.take(slices * rows);
@@ -141,6 +150,7 @@ WalkParams walk_of(const LinearAttentionProblem& p, const LinearShape& shape,
                    const TokenNumbers& numbers, const PassedStates& states, ConstStateRef first) {
   WalkParams walk;
   walk.shape = shape;
+  walk.slices = slices_of(p, values.dim);
   walk.queries = queries;
   walk.keys = keys;
   walk.values = values;
@@ -162,7 +172,7 @@ std::size_t linear_attention_forward_workspace(const LinearAttentionForward& pro
 void linear_attention_forward(const LinearAttentionForward& p, void* workspace, void* stream) {
   if (is_empty(p)) return;
   check(p);
-  const LinearKernels& kernels = find(p.dtype, p.dim);
+  const LinearKernels& kernels = find(p.dtype, p.feature_map, p.dim);
   const ForwardPlan plan(p, workspace);
   const Operand q = query_operand(p), k = key_operand(p), v = value_operand(p);
   if (plan.states)
@@ -192,8 +202,8 @@ void segment_state(const LinearAttentionState& p, void* workspace, void* stream)
   LinearAttentionState passed = p;
   passed.causal = false;
   const ForwardPlan plan(passed, workspace);
-  plan.states.compute(find(p.dtype, p.dim), plan.shape, key_operand(p), value_operand(p), {}, false,
-                      false, p.initial_state, p.final_state, stream);
+  plan.states.compute(find(p.dtype, p.feature_map, p.dim), plan.shape, key_operand(p),
+                      value_operand(p), {}, false, false, p.initial_state, p.final_state, stream);
 }
 
 std::size_t linear_attention_backward_workspace(const LinearAttentionBackward& problem) {
@@ -203,7 +213,8 @@ std::size_t linear_attention_backward_workspace(const LinearAttentionBackward& p
 void linear_attention_backward(const LinearAttentionBackward& p, void* workspace, void* stream) {
   if (is_empty(p)) return;
   check(p);
-  const LinearKernels &by_dim = find(p.dtype, p.dim), &by_dim_v = find(p.dtype, p.dim_v);
+  const LinearKernels& by_dim = find(p.dtype, p.feature_map, p.dim);
+  const LinearKernels& by_dim_v = find(p.dtype, p.feature_map, with_taylor2(p) ? p.dim : p.dim_v);
   const BackwardPlan plan(p, workspace);
   const Operand q = query_operand(p), k = key_operand(p), v = value_operand(p);
   const Operand dout{p.dout, p.dim_v, 1};
@@ -224,50 +235,52 @@ void linear_attention_backward(const LinearAttentionBackward& p, void* workspace
     plan.dstates.compute(by_dim, plan.shape, q, dout, of_keys, true, exact, p.dfinal_state,
                          p.dinitial_state, stream);
 
+  // A gradient that several query heads, or with taylor2 slices of v, add to is written in parts.
+  auto walk_to = [&](TensorRef to, const LinearKernels& kernels, WalkParams walk, bool backwards,
+                     int heads) {
+    const bool sliced = with_taylor2(p) && walk.transposed;
+    walk.out = to;
+    if (sliced || heads > 1) walk.partial = plan.parts;
+    kernels.walk(walk, backwards, stream);
+    if (walk.partial)
+      kernels.sum_parts(
+          {plan.shape, plan.parts, to, walk.values.dim, heads, sliced ? walk.slices : 1}, stream);
+  };
+
   WalkParams dq = walk_of(p, plan.shape, dout, v, k, of_queries, plan.states, p.initial_state);
   dq.transposed = true;
   dq.extra = p.normalize ? Extra::kKeys : Extra::kNone;
-  dq.out = p.dq;
+  dq.dot_with = q;
+  dq.exact = exact;
   if (p.dlog_decay) {
-    dq.exact = exact;
-    dq.dot_with = q;
     dq.dots = plan.read;
     dq.product_first = p.dfinal_state;
     dq.product_start = plan.dstates.slots;
     dq.products = plan.products;
   }
-  by_dim_v.walk(dq, false, stream);
+  walk_to(p.dq, by_dim_v, dq, false, 1);
 
-  // Of a gradient that several query heads add to, each writes its part.
-  auto walk_back = [&](const LinearKernels& kernels, WalkParams walk, TensorRef to) {
-    walk.out = to;
-    walk.partial = plan.parts;
-    kernels.walk(walk, true, stream);
-    if (plan.parts) kernels.sum_heads({plan.shape, plan.parts, to, walk.values.dim, group}, stream);
-  };
   WalkParams dk = walk_of(p, plan.shape, v, dout, q, of_keys, plan.dstates, p.dfinal_state);
   dk.transposed = true;
   dk.extra = dq.extra;
-  if (p.dlog_decay) {
-    dk.exact = exact;
-    dk.dot_with = k;
-    dk.dots = plan.given;
-  }
+  dk.dot_with = k;
+  dk.exact = exact;
+  dk.dots = plan.given;
   if (!plan.dstates) dk.last = p.dinitial_state;
-  walk_back(by_dim_v, dk, p.dk);
+  walk_to(p.dk, by_dim_v, dk, true, group);
 
   WalkParams dv = walk_of(p, plan.shape, k, q, dout, of_keys, plan.dstates, p.dfinal_state);
-  walk_back(by_dim, dv, p.dv);
+  walk_to(p.dv, by_dim, dv, true, group);
 
   if (!p.dlog_decay) return;
-  by_dim.decay_gradient({plan.shape, q, k, v, dout, of_queries, plan.pairs, plan.read, plan.given,
-                         plan.products, slices_of(p.dim), p.dlog_decay},
+  by_dim.decay_gradient({plan.shape, p.feature_map, q, k, v, dout, of_queries, plan.pairs,
+                         plan.read, plan.given, plan.products, dq.slices, p.dlog_decay},
                         stream);
 }
 
 void linear_attention_step(const LinearAttentionStep& p, void* stream) {
   if (is_empty(p)) return;
-  find(p.dtype, 1).step(p, stream);
+  find(p.dtype, FeatureMap::kNone, 1).step(p, stream);
 }
 
 }  // namespace tileattn::cuda

@@ -91,6 +91,17 @@ CUTE_DEVICE void multiply_keys(const typename Config::Element* queries,
   }
 }
 
+/// scores s <- 1 + a + a^2 / 2 with a = s / sqrt(dim)
+template <class Scores>
+CUTE_DEVICE void weigh_taylor2(Scores& scores, int dim) {
+  const float root = rsqrtf(float(dim));
+  CUTE_UNROLL
+  for (int i = 0; i < size(scores); ++i) {
+    float slope = 1.0f + root * scores(i);
+    scores(i) = 0.5f + 0.5f * slope * slope;
+  }
+}
+
 /// scores_ij <- D_ij f_j (scores_ij + extra), and 0 out of reach, even if that is not a number.
 template <class Config, Walk kWalk, class Scores>
 CUTE_DEVICE void weigh_scores(Scores&& scores, const SharedNumbers& tokens, bool of_queries,

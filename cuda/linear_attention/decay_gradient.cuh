@@ -4,9 +4,10 @@
 //   + what all i >= t read from the state before the chunk + what all j < t give to that after it
 //   + what passes through the chunk = <S, dS> after the chunk - what all j give to after it.
 //
-// w_ij = scale D_ij (q_i . k_j)(dout_i . v_j), i > j. Only the last is a difference; <S, dS>
-// before the chunk, which the chunk before needs, follows from it: its terms must be exact, or
-// their roundings would stay in all earlier gradients. Hence WalkParams::exact.
+// w_ij = scale D_ij (q_i . k_j)(dout_i . v_j), i > j; with taylor2 the weight of the score stands
+// in its place. Only the last is a difference; <S, dS> before the chunk, which the chunk before
+// needs, follows from it: its terms must be exact, or their roundings would stay in all earlier
+// gradients. Hence WalkParams::exact.
 //
 // pairs_kernel: of each token, the sum of its w as j less that as i; the first term is the sum of
 // these over tokens before t. Grid: chunks x heads x sequences, the chunk running fastest. Block:
@@ -72,8 +73,10 @@ __global__ void __launch_bounds__(Config::kThreads)
                                   tokens.size());
   __syncthreads();  // the weights are complete
 
+  if (params.feature_map == FeatureMap::kTaylor2) weigh_taylor2(scores, params.q.dim);
   weigh_scores<Config, Walk::kForwards>(by_rows(scores), shared.numbers, true, false);
   auto left = by_rows(scores), right = by_rows(gradients);
+  const int rows = tokens.size();  // behind them, scores need not be 0
   float row_sum[2] = {0.0f, 0.0f};
   CUTE_UNROLL
   for (int c = 0; c < size<1>(left); ++c) {
@@ -82,7 +85,8 @@ __global__ void __launch_bounds__(Config::kThreads)
     for (int r = 0; r < 2; ++r) {
       int row = row_of(r), column = column_of(c);
       float gradient = right(r, c) + (params.numbers.extra ? shared.numbers.extra[row] : 0.0f);
-      float weight = column < row ? left(r, c) * gradient * shared.numbers.factor[row] : 0.0f;
+      float weight =
+          column < row && row < rows ? left(r, c) * gradient * shared.numbers.factor[row] : 0.0f;
       row_sum[r] += weight;
       column_sum += weight;
     }

@@ -7,13 +7,14 @@
 
 namespace tileattn::cuda {
 
-/// Kernels of one element type whose queries and keys, in the roles of walk.cuh, have up to `dim`
-/// channels. Each enqueues on a cudaStream_t.
+/// Kernels of one element type and feature map, whose queries and keys, in the roles of walk.cuh,
+/// have up to `dim` channels. Each enqueues on a cudaStream_t.
 struct LinearKernels {
   using Walks = void (*)(const WalkParams&, bool backwards, void* stream);
   using Accumulates = void (*)(const AccumulateParams&, bool backwards, void* stream);
 
   DType dtype;
+  FeatureMap feature_map;
   int dim;
   SharedBudget budget;
   int shared_bytes;  // of a block, at most
@@ -22,7 +23,7 @@ struct LinearKernels {
   // These take any head dim.
   void (*pass_states)(const PassParams&, void* stream);
   void (*extra)(const ExtraParams&, void* stream);
-  void (*sum_heads)(const SumHeadsParams&, void* stream);
+  void (*sum_parts)(const SumPartsParams&, void* stream);
   void (*decay_gradient)(const DecayGradientParams&, void* stream);
   void (*step)(const LinearAttentionStep&, void* stream);
 };

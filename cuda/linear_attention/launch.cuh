@@ -13,23 +13,24 @@
 
 namespace tileattn::cuda {
 
-template <class Element, int kDim>
-struct LinearLaunch {
-  using Config = LinearConfig<Element, kDim>;
-
-  static void walk(const WalkParams& params, bool backwards, void* stream) {
+/// What rows with a feature map and without have in common.
+template <class Element>
+struct CommonLaunch {
+  /// Of a kernel whose blocks own slices of the segments' states.
+  template <class Params>
+  static void walk_segments(void (*kernel)(Params), int slices, int threads, std::size_t shared,
+                            const Params& params, void* stream) {
     const LinearShape& shape = params.shape;
-    auto* kernel =
-        backwards ? walk_kernel<Config, Walk::kBackwards> : walk_kernel<Config, Walk::kForwards>;
-    launch(kernel, blocks_of(shape, params.values.dim), Config::kThreads,
-           sizeof(WalkShared<Config>), static_cast<cudaStream_t>(stream), params);
+    launch(kernel, std::int64_t{shape.segments} * slices * shape.heads * shape.batch, threads,
+           shared, static_cast<cudaStream_t>(stream), params);
   }
 
+  template <class Sum>
   static void accumulate(const AccumulateParams& params, bool backwards, void* stream) {
-    auto* kernel = backwards ? accumulate_kernel<Config, Walk::kBackwards>
-                             : accumulate_kernel<Config, Walk::kForwards>;
-    launch(kernel, blocks_of(params.shape, params.values.dim), Config::kThreads,
-           sizeof(AccumulateShared<Config>), static_cast<cudaStream_t>(stream), params);
+    auto* kernel = backwards ? accumulate_kernel<Sum, Walk::kBackwards>
+                             : accumulate_kernel<Sum, Walk::kForwards>;
+    walk_segments(kernel, tileattn::ceil_div(params.values.dim, Sum::kColumns),
+                  Sum::Config::kThreads, sizeof(AccumulateShared<Sum>), params, stream);
   }
 
   static void pass_states(const PassParams& params, void* stream) {
@@ -44,9 +45,9 @@ struct LinearLaunch {
            static_cast<cudaStream_t>(stream), params);
   }
 
-  static void sum_heads(const SumHeadsParams& params, void* stream) {
+  static void sum_parts(const SumPartsParams& params, void* stream) {
     std::int64_t pairs = params.shape.rows() / params.group * (params.dims / 2);
-    launch(sum_heads_kernel<Element>, (pairs + kRowThreads - 1) / kRowThreads, kRowThreads, 0,
+    launch(sum_parts_kernel<Element>, (pairs + kRowThreads - 1) / kRowThreads, kRowThreads, 0,
            static_cast<cudaStream_t>(stream), params);
   }
 
@@ -64,28 +65,38 @@ struct LinearLaunch {
     launch(step_kernel<Element>, std::int64_t{problem.batch} * problem.heads_q, kStepThreads, 0,
            static_cast<cudaStream_t>(stream), problem);
   }
+};
 
- private:
-  static std::int64_t blocks_of(const LinearShape& shape, int values) {
-    return std::int64_t{shape.segments} * tileattn::ceil_div(values, kValues) * shape.heads *
-           shape.batch;
+/// Without a feature map, for queries and keys of up to kDim channels.
+template <class Element, int kDim_>
+struct LinearLaunch : CommonLaunch<Element> {
+  using Config = LinearConfig<Element, kDim_>;
+  using Sum = StateSum<Config>;
+  static constexpr FeatureMap kFeatureMap = FeatureMap::kNone;
+  static constexpr int kDim = kDim_;
+  static constexpr int kSharedBytes = sizeof(WalkShared<Config>);
+
+  static void walk(const WalkParams& params, bool backwards, void* stream) {
+    auto* kernel =
+        backwards ? walk_kernel<Config, Walk::kBackwards> : walk_kernel<Config, Walk::kForwards>;
+    LinearLaunch::walk_segments(kernel, params.slices, Config::kThreads, kSharedBytes, params,
+                                stream);
   }
 };
 
-template <class Element, int kDim, SharedBudget kBudget>
+template <class Launch, SharedBudget kBudget>
 LinearKernels linear_kernels(DType dtype) {
-  using Launch = LinearLaunch<Element, kDim>;
-  constexpr int kSharedBytes = int(sizeof(WalkShared<typename Launch::Config>));
-  static_assert(kSharedBytes <= bytes_of(kBudget));
+  static_assert(Launch::kSharedBytes <= bytes_of(kBudget));
   return {dtype,
-          kDim,
+          Launch::kFeatureMap,
+          Launch::kDim,
           kBudget,
-          kSharedBytes,
+          Launch::kSharedBytes,
           Launch::walk,
-          Launch::accumulate,
+          Launch::template accumulate<typename Launch::Sum>,
           Launch::pass_states,
           Launch::extra,
-          Launch::sum_heads,
+          Launch::sum_parts,
           Launch::decay_gradient,
           Launch::step};
 }

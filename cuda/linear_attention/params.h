@@ -9,7 +9,8 @@
 namespace tileattn::cuda {
 
 constexpr int kChunk = 64;  // tokens that meet one another as scores; earlier ones are in the state
-constexpr int kValues = 64;  // value channels of a block
+constexpr int kValues = 64;        // value channels of a block
+constexpr int kMomentValues = 32;  // likewise, with taylor2
 
 /// A tensor [batch, token, head, dim] in one of the roles of walk.cuh.
 struct Operand {
@@ -27,9 +28,9 @@ struct StateSlots {
 
 /// What every kernel of a call shares.
 struct LinearShape {
-  int batch = 0;  // sequences
-  int heads = 0;  // query heads
-  int dim = 0, dim_v = 0;
+  int batch = 0;           // sequences
+  int heads = 0;           // query heads
+  int dim = 0, dim_v = 0;  // of the states
   int len = 0;
   const std::int32_t* cu_seqlens = nullptr;
   int segments = 1;  // of each sequence; they may be empty
@@ -59,6 +60,7 @@ struct TokenNumbers {
 /// A walk over the chunks of all segments; walk.cuh says what it computes.
 struct WalkParams {
   LinearShape shape;
+  int slices = 1;  // blocks of value channels
   Operand queries, keys, values;
   Extra extra = Extra::kNone;
   TokenNumbers numbers;
@@ -68,14 +70,14 @@ struct WalkParams {
   StateSlots start;         // with slots: those to start from
   StateRef last;            // the state at the end, for one segment; or null
 
-  TensorRef out;                 // [entries, len, heads, values.dim], or, summed over heads later,
-  float* partial = nullptr;      // the same in fp32, contiguous
+  TensorRef out;             // [entries, len, heads, values.dim], or, summed later,
+  float* partial = nullptr;  // the same in fp32, contiguous; taylor2, transposed: [slices] of it
   float* denominator = nullptr;  // Extra::kValues: what out was divided by, times the scale
 
   // For the gradient of log_decay: states and weighted keys as two numbers of the element type
   // each,
   bool exact = false;
-  // what each query reads from the state, times this row,
+  // what each query reads from the state, times this row (of which taylor2 needs the features),
   Operand dot_with;
   float* dots = nullptr;  // [slices, entries, len, heads]; or null
   // and the product of the last state of each segment with these,
@@ -112,23 +114,24 @@ struct ExtraParams {
   float* extra;
 };
 
-/// Gradients of a key head: the sum over its query heads' parts.
-struct SumHeadsParams {
+/// Gradients of a key head: the sum over the parts of its query heads and of value slices.
+struct SumPartsParams {
   LinearShape shape;
-  const float* parts;  // [entries, len, heads, dims]
+  const float* parts;  // [slices, entries, len, heads, dims]
   TensorRef to;        // [entries, len, heads / group, dims]
-  int dims, group;
+  int dims, group, slices;
 };
 
 /// Of the two kernels of decay_gradient.cuh.
 struct DecayGradientParams {
   LinearShape shape;
+  FeatureMap feature_map;
   Operand q, k, v, dout;
   TokenNumbers numbers;   // of the queries
   float* pairs;           // [entries, len, heads]
-  const float* read;      // [slices of dim, entries, len, heads]: what each reads from before
+  const float* read;      // [slices, entries, len, heads]: what each reads from before
   const float* given;     // likewise: what it gives to after the chunk
-  const float* products;  // [slices of dim, sequences, heads, segments]: <S, dS> after each
+  const float* products;  // [slices, sequences, heads, segments]: <S, dS> after each
   int slices;
   float* dlog_decay;  // [entries, len, heads]
 };

@@ -1,7 +1,7 @@
 // The row-wise kernels around the walks.
 //
 // extra_kernel. Grid: rows / 8; a warp owns one (token, head) row.
-// sum_heads_kernel. Grid: elements / 256, in pairs; a thread owns a pair.
+// sum_parts_kernel. Grid: elements / 256, in pairs; a thread owns a pair.
 #pragma once
 
 #include "tokens.cuh"
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <class Element>
 __global__ void __launch_bounds__(kRowThreads)
-    sum_heads_kernel(const __grid_constant__ SumHeadsParams params) {
+    sum_parts_kernel(const __grid_constant__ SumPartsParams params) {
   const LinearShape& shape = params.shape;
   const int pairs = params.dims / 2;
   std::int64_t n = std::int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
@@ -45,12 +45,15 @@ __global__ void __launch_bounds__(kRowThreads)
   std::int64_t token = row / (shape.heads / params.group);
   // Parts of packed tokens that belong to no sequence were never written.
   if (shape.cu_seqlens && token >= shape.cu_seqlens[shape.batch]) return;
-  const float* part = params.parts + row * params.group * params.dims + column;
   float sum[2] = {0.0f, 0.0f};
-  for (int member = 0; member < params.group; ++member, part += params.dims) {
-    auto pair = *reinterpret_cast<const float2*>(part);
-    sum[0] += pair.x;
-    sum[1] += pair.y;
+  for (int slice = 0; slice < params.slices; ++slice) {
+    const float* part =
+        params.parts + (slice * shape.rows() + row * params.group) * params.dims + column;
+    for (int member = 0; member < params.group; ++member, part += params.dims) {
+      auto pair = *reinterpret_cast<const float2*>(part);
+      sum[0] += pair.x;
+      sum[1] += pair.y;
+    }
   }
   Element* to = row_pointer<Element>(params.to, int(token / shape.len), token % shape.len, head);
   to[column] = Element(sum[0]);

@@ -28,18 +28,18 @@ struct StatePart {
   }
 };
 
-/// The part that a block owns, of the state number `index`.
+/// The state number `index`, from a value column on.
 CUTE_DEVICE StatePart state_part(const LinearShape& shape, float* s, float* z, std::int64_t index,
-                                 bool transposed, int slice) {
+                                 bool transposed, int column) {
   int rows = transposed ? shape.dim_v : shape.dim, columns = transposed ? shape.dim : shape.dim_v;
   StatePart part{nullptr,
                  nullptr,
                  rows,
-                 columns - slice * kValues,
+                 columns - column,
                  transposed ? 1 : shape.dim_v,
                  transposed ? shape.dim_v : 1};
-  if (s) part.s = s + index * shape.dim * shape.dim_v + slice * kValues * part.column_stride;
-  if (z) part.z = z + index * shape.dim + (transposed ? slice * kValues : 0);
+  if (s) part.s = s + index * shape.dim * shape.dim_v + column * part.column_stride;
+  if (z) part.z = z + index * shape.dim + (transposed ? column : 0);
   return part;
 }
 

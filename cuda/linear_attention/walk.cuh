@@ -23,7 +23,7 @@
 // (addresses): it is the issue of instructions that bounds it, before tensor cores and memory.
 #pragma once
 
-#include "chunk.cuh"
+#include "walk_base.cuh"
 
 namespace tileattn::cuda {
 
@@ -73,7 +73,10 @@ CUTE_DEVICE void add_extra_row(const typename Config::Element* values, const Sha
 }
 
 template <class Config, Walk kWalk>
-class WalkBlock {
+class WalkBlock : WalkBase<Config, WalkShared<Config>> {
+  using Base = WalkBase<Config, WalkShared<Config>>;
+  using Base::params_, Base::place_, Base::shape_, Base::shared_;
+
  public:
   using Element = typename Config::Element;
   using Mma = typename Config::Mma;
@@ -81,8 +84,7 @@ class WalkBlock {
   using KeySmem = typename Config::KeySmem;
   using ValueSmem = typename Config::ValueSmem;
 
-  CUTE_DEVICE WalkBlock(const WalkParams& params, Shared& shared)
-      : params_(params), shape_(params.shape), shared_(shared), place_(find_place()) {}
+  CUTE_DEVICE WalkBlock(const WalkParams& params, Shared& shared) : Base(params, shared) {}
 
   CUTE_DEVICE void run() {
     fetch(0);
@@ -93,13 +95,6 @@ class WalkBlock {
   }
 
  private:
-  /// Found again at the end, its less used parts need no registers in the loop.
-  CUTE_DEVICE Place find_place() const {
-    int block = blockIdx.x;
-    asm volatile("" : "+r"(block));
-    return {shape_, tileattn::ceil_div(params_.values.dim, kValues), block};
-  }
-
   CUTE_DEVICE bool z_is_column() const { return params_.extra == Extra::kValues; }
   CUTE_DEVICE bool z_is_row() const { return params_.extra == Extra::kKeys; }
   /// z of Extra::kKeys before the n-th chunk.
@@ -123,13 +118,8 @@ class WalkBlock {
     cp_async_fence();
   }
 
-  /// The block's part of the states of its segment, or of the only ones.
   CUTE_DEVICE StatePart part(const StateSlots& slots, ConstStateRef only) const {
-    std::int64_t index = place_.pair(shape_);
-    float* s = slots.s ? slots.s : const_cast<float*>(only.s);
-    float* z = slots.s ? slots.z : const_cast<float*>(only.z);
-    if (slots.s) index = index * slots.slots + (params_.causal ? place_.segment : shape_.segments);
-    return state_part(shape_, s, z, index, params_.transposed, place_.slice);
+    return Base::part(slots, only, params_.transposed, place_.slice * kValues);
   }
 
   CUTE_DEVICE void start() {
@@ -139,28 +129,12 @@ class WalkBlock {
       shared_.z[threadIdx.x] = from.z && threadIdx.x < from.columns ? from.z[threadIdx.x] : 0.0f;
   }
 
-  /// Of the state before the n-th chunk. To be read after a barrier.
-  CUTE_DEVICE void note_peak(int n) {
-    if constexpr (kNarrow<Element>) {
-      float peak = state_.peak();
-      if (threadIdx.x % 32 == 0) shared_.stages[n % Config::kStages].peaks[threadIdx.x / 32] = peak;
-    }
-  }
-
-  /// The state's copy is the state times this.
-  CUTE_DEVICE float state_factor(int n) const {
-    if constexpr (!kNarrow<Element>) return 1.0f;
-    float peak = 0.0f;
-    for (float of_warp : shared_.stages[n % Config::kStages].peaks) peak = fmaxf(peak, of_warp);
-    return range_factor(peak);
-  }
-
   CUTE_DEVICE void visit(int n) {
     auto& stage = shared_.stages[n % Config::kStages];
     const SharedWeights& weights = shared_.weights;
     const bool of_queries = params_.numbers.of_queries;
     Range tokens = chunk_tokens<kWalk>(place_, n);
-    note_peak(n);
+    if constexpr (kNarrow<Element>) Base::note_peak(n, state_.peak());
     cp_async_wait<0>();
     __syncthreads();  // this chunk is here; the other stage, state and weights are used up
     fetch(n + 1);
@@ -184,12 +158,12 @@ class WalkBlock {
       __syncthreads();  // the second are complete
       multiply_state<Config>(stage.queries, shared_.state, shared_.z, false, out, denominators);
     }
-    finish_read(by_rows(out), inverse_power(state_factor(n)), denominators, stage.numbers,
+    finish_read(by_rows(out), inverse_power(Base::state_factor(n)), denominators, stage.numbers,
                 z_row(n));
     if (params_.dots) dot(by_rows(out), stage.numbers, tokens);
     if (params_.causal) {
       weigh_scores<Config, kWalk>(by_rows(scores), stage.numbers, of_queries, z_is_row());
-      if (z_is_column()) add_scores(by_rows(scores), denominators);
+      if (z_is_column()) Base::add_scores(by_rows(scores), denominators);
       if (shape_.decay.data) state_.decay(weights.total);
       const bool weighted = weighs_keys(shape_, params_.numbers);
       const float* extra_values = z_is_column() ? stage.numbers.extra : nullptr;
@@ -203,14 +177,14 @@ class WalkBlock {
         add_extra_row<Config>(stage.values, stage.numbers, of_queries, weights, z_row(n),
                               z_row(n + 1));
     }
-    if (z_is_column()) divide(by_rows(out), denominators, tokens);
-    else if (of_queries) scale(by_rows(out), stage.numbers);
+    if (z_is_column()) Base::divide(by_rows(out), denominators, tokens);
+    else if (of_queries) Base::scale(by_rows(out), stage.numbers);
     store(out, stage.queries, tokens);
   }
 
   /// The state's copy, for the queries of the n-th chunk.
   CUTE_DEVICE void share(int n, Term term) {
-    float factor = state_factor(n);
+    float factor = Base::state_factor(n);
     if (factor != 1.0f) state_.scale(factor);
     state_.share(shared_.state, term);
     if (factor != 1.0f) state_.scale(inverse_power(factor));
@@ -233,39 +207,6 @@ class WalkBlock {
     }
   }
 
-  template <class Scores>
-  CUTE_DEVICE void add_scores(Scores&& scores, float (&denominators)[2]) const {
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      CUTE_UNROLL
-      for (int c = 0; c < size<1>(scores); ++c) denominators[r] += scores(r, c);
-    }
-  }
-
-  template <class Out>
-  CUTE_DEVICE void divide(Out&& out, float (&denominators)[2], Range tokens) const {
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      float denominator = sum_row(denominators[r]), inverse = reciprocal(denominator);
-      CUTE_UNROLL
-      for (int c = 0; c < size<1>(out); ++c) out(r, c) *= inverse;
-      if (params_.denominator && place_.slice == 0 && threadIdx.x % 4 == 0 &&
-          row_of(r) < tokens.size())
-        params_.denominator[place_.row(shape_, tokens.begin + row_of(r))] =
-            denominator * params_.numbers.scale;
-    }
-  }
-
-  template <class Out>
-  CUTE_DEVICE void scale(Out&& out, const SharedNumbers& numbers) const {
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      float factor = numbers.factor[row_of(r)];
-      CUTE_UNROLL
-      for (int c = 0; c < size<1>(out); ++c) out(r, c) *= factor;
-    }
-  }
-
   /// The product of what each row has read from the state with the row of dot_with.
   template <class Out>
   CUTE_DEVICE void dot(Out&& out, const SharedNumbers& numbers, Range tokens) const {
@@ -284,29 +225,15 @@ class WalkBlock {
         auto pair = *reinterpret_cast<const cutlass::AlignedArray<Element, 2>*>(row + column_of(c));
         sum += out(r, c) * float(pair[0]) + out(r, c + 1) * float(pair[1]);
       }
-      sum = sum_row(sum) * (params_.numbers.of_queries ? numbers.factor[row_of(r)] : 1.0f);
-      if (exists && threadIdx.x % 4 == 0)
-        params_.dots[place_.slice * shape_.rows() + place_.row(shape_, tokens.begin + row_of(r))] =
-            sum;
+      Base::store_dot(r, sum_row(sum), numbers, tokens);
     }
   }
 
   template <class Out>
   CUTE_DEVICE void store(const Out& out, Element* queries, Range tokens) const {
     int dims = params_.values.dim, column = place_.slice * kValues;
-    if (params_.partial) {
-      auto rows = by_rows(out);
-      CUTE_UNROLL
-      for (int r = 0; r < 2; ++r) {
-        if (row_of(r) >= tokens.size()) continue;
-        float* to = params_.partial + place_.row(shape_, tokens.begin + row_of(r)) * dims + column;
-        CUTE_UNROLL
-        for (int c = 0; c < size<1>(rows); c += 2)
-          if (column + column_of(c) < dims)
-            *reinterpret_cast<float2*>(to + column_of(c)) = {rows(r, c), rows(r, c + 1)};
-      }
-      return;
-    }
+    if (params_.partial)
+      return Base::store_part(params_.partial, dims, column, by_rows(out), tokens);
     typename ValueSmem::Plain layout;
     __syncwarp();
     round_to_shared<Element>(Mma{}, out, queries, layout);
@@ -326,36 +253,22 @@ class WalkBlock {
   CUTE_DEVICE void finish() {
     cp_async_wait<0>();
     __syncthreads();  // z is complete, the weights are used up
-    place_ = find_place();
+    place_ = Base::find_place();
     const float* z = z_row(place_.chunks());
     if (params_.products) {
       StatePart other = part(params_.product_start, params_.product_first);
       float sum = other.s ? state_.product(other) : 0.0f;
       if (z_is_row() && other.z && threadIdx.x < kValues && threadIdx.x < other.columns)
         sum += z[threadIdx.x] * other.z[threadIdx.x];
-      CUTE_UNROLL
-      for (int distance = 1; distance < 32; distance *= 2)
-        sum += __shfl_xor_sync(0xffffffff, sum, distance);
-      float* sums = shared_.weights.read;
-      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-      __syncthreads();
-      std::int64_t pairs = std::int64_t{shape_.batch} * shape_.heads;
-      if (threadIdx.x == 0)
-        params_.products[(place_.slice * pairs + place_.pair(shape_)) * shape_.segments +
-                         place_.segment] = sums[0] + sums[1] + sums[2] + sums[3];
+      Base::store_product(sum);
     }
     if (!params_.last.s) return;
-    StatePart to = state_part(shape_, params_.last.s, params_.last.z, place_.pair(shape_),
-                              params_.transposed, place_.slice);
+    StatePart to = part({}, {params_.last.s, params_.last.z});
     state_.store(to, z_is_column() && place_.slice == 0);
     if (z_is_row() && threadIdx.x < kValues && threadIdx.x < to.columns)
       to.z[threadIdx.x] = z[threadIdx.x];
   }
 
-  const WalkParams& params_;
-  const LinearShape& shape_;
-  Shared& shared_;
-  Place place_;
   State<Config> state_;
 };
 

@@ -69,7 +69,8 @@ std::vector<BuiltKernels> built_kernels() {
   list("neighborhood_forward", neighborhood_forward_rows(), built);
   list("neighborhood_backward", neighborhood_backward_rows(), built);
   for (auto* row = linear_rows().begin; row != linear_rows().end; ++row)
-    built.push_back({"linear", row->dtype, row->dim, static_cast<int>(Architecture::kSm80),
+    built.push_back({row->feature_map == FeatureMap::kTaylor2 ? "linear_taylor2" : "linear",
+                     row->dtype, row->dim, static_cast<int>(Architecture::kSm80),
                      bytes_of(row->budget), row->shared_bytes});
   return built;
 }

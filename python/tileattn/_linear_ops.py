@@ -2,7 +2,7 @@
 
 States are float32; ``z``, the state of the denominators, exists only with ``normalize``. Results
 that a call does not have are empty tensors of shape [0]. ``feature_map`` is an index into
-:data:`FEATURE_MAPS`; only the CPU kernels take another than 0.
+:data:`FEATURE_MAPS`.
 """
 
 from __future__ import annotations

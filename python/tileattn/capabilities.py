@@ -16,6 +16,8 @@ MAX_HEAD_DIM = 256
 #: Of neighborhood attention on CUDA.
 CUDA_GRID_HEAD_DIM = 128
 MAX_CUDA_LINEAR_DIM = 128
+#: Of q and k, with taylor2 inside of the kernel.
+MAX_CUDA_TAYLOR2_DIM = 16
 HEAD_DIM_STEP = 8
 KERNEL_BACKENDS = ("cuda", "cpu")
 
@@ -30,6 +32,10 @@ _LINEAR_DIM = (
     f"{MAX_CUDA_LINEAR_DIM}: the state of a head stays on chip"
 )
 _FEATURES = "PyTorch builds the features first, in memory"
+_TAYLOR2_DIM = (
+    f"with more than {MAX_CUDA_TAYLOR2_DIM} channels the state of their features does not stay on "
+    "chip"
+)
 _SECOND = "the backward kernels are not differentiable themselves"
 
 #: feature -> {backend: why not}; a backend that is not named supports the feature.
@@ -48,7 +54,8 @@ _MISSING: dict[str, dict[str, str]] = {
     "gradients of q, k, v, bias, sinks, lse": {},
     "linear attention": {},
     "linear attention, any head dim": {"cuda": _LINEAR_DIM},
-    "taylor2 inside of the kernel": {"cuda": _FEATURES, "reference": _FEATURES},
+    "taylor2 inside of the kernel": {"reference": _FEATURES},
+    f"taylor2, head dims above {MAX_CUDA_TAYLOR2_DIM}": {"cuda": _TAYLOR2_DIM},
     "neighborhood attention": {},
     f"neighborhood attention, head dims above {CUDA_GRID_HEAD_DIM}": {"cuda": _GRID_HEAD_DIM},
     "second derivatives": {"cuda": _SECOND, "cpu": _SECOND},

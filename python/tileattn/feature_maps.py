@@ -29,8 +29,8 @@ def taylor2(x: Tensor) -> Tensor:
     """[1, x / D^(1/4), vec(x x^T) / sqrt(2 D)], F = 1 + D + D^2.
 
     The inner product of two is 1 + a + a^2 / 2 with a = x . y / sqrt(D), the Taylor series of
-    exp(a). By name, the CPU kernels of linear attention use a inside of a chunk and never have
-    the features in memory. Source: Arora et al., Based (2024), section 4.
+    exp(a). By name, the kernels of linear attention use a inside of a chunk and never have the
+    features in memory. Source: Arora et al., Based (2024), section 4.
     """
     dim = x.shape[-1]
     square = (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2) * (2 * dim) ** -0.5

@@ -11,7 +11,7 @@ from tileattn import _checks, capabilities, reference
 from tileattn._linear_checks import State, check_decay, check_inputs, check_state
 from tileattn._linear_ops import FEATURE_MAPS, feature_dim
 from tileattn.backend import resolve_backend
-from tileattn.capabilities import HEAD_DIM_STEP, MAX_CUDA_LINEAR_DIM
+from tileattn.capabilities import HEAD_DIM_STEP, MAX_CUDA_LINEAR_DIM, MAX_CUDA_TAYLOR2_DIM
 from tileattn.dense import _DTYPE_FEATURE, _autocast, _refuse_functional_transforms
 from tileattn.feature_maps import FeatureMap, feature_map_of
 
@@ -83,8 +83,8 @@ def linear_attention(
         log_decay: [Hq], constant in time, or [B, T, Hq]; <= 0, any floating dtype, used in
             float32; differentiable. Needs ``causal``. :mod:`tileattn.decays` has the usual ones.
         feature_map: applied to q and k first: "elu1", "relu", "taylor2", or a function or module
-            [..., D] -> [..., Dk]; see :mod:`tileattn.feature_maps`. The CPU kernels never build
-            the 1 + D + D^2 features of "taylor2" in memory.
+            [..., D] -> [..., Dk]; see :mod:`tileattn.feature_maps`. The kernels never build the
+            1 + D + D^2 features of "taylor2" in memory; on CUDA D is 8 or 16.
         normalize: divide by the sum of weights. Meant for features >= 0.
         causal: token t sees tokens up to t; otherwise all of its sequence.
         scale: factor of out; Dk ** -0.5 by default. Cancels where normalized.
@@ -139,7 +139,7 @@ def linear_attention(
             return_final_state=return_final_state,
             cu_seqlens=cu_seqlens,
         )
-    _require_kernel(chosen, k, v, dim)
+    _require_kernel(chosen, k, v, fused)
     log_decay = None if log_decay is None else log_decay.float()
     _refuse_functional_transforms(q, k, v, log_decay, s, z)
     inputs = (q, k, v, log_decay, s, z, cu_seqlens, scale, causal, normalize, fused)
@@ -211,7 +211,7 @@ def segment_state(
             cu_seqlens=cu_seqlens,
         )
         return state
-    _require_kernel(chosen, k, v, dim)
+    _require_kernel(chosen, k, v, fused)
     log_decay = None if log_decay is None else log_decay.float()
     _refuse_functional_transforms(k, v, log_decay, s, z)
     inputs = (k, v, log_decay, s, z, cu_seqlens, heads, normalize, fused)
@@ -250,15 +250,19 @@ def _initial(
     return check_state("initial_state", state, normalize, shape, like)
 
 
-def _require_kernel(backend: str, k: Tensor, v: Tensor, dim: int) -> None:
-    """What only the kernels cannot do; the reference takes it. dim: of k, or of its features."""
+def _require_kernel(backend: str, k: Tensor, v: Tensor, fused: int) -> None:
+    """What only the kernels cannot do; the reference takes it. fused: a place in FEATURE_MAPS."""
     capabilities.require(backend, "linear attention", "linear attention")
-    for name, size in (("k", dim), ("v", v.shape[-1])):
+    for name, size in (("k", feature_dim(fused, k.shape[-1])), ("v", v.shape[-1])):
         if size > MAX_LINEAR_DIM:
             raise ValueError(
                 f"{name} has head_dim {size}; allowed on backend {backend!r}: up to "
                 f"{MAX_LINEAR_DIM} (backend='reference' takes any)"
             )
+    if fused and k.shape[-1] > MAX_CUDA_TAYLOR2_DIM:
+        feature = f"taylor2, head dims above {MAX_CUDA_TAYLOR2_DIM}"
+        capabilities.require(backend, feature, f"taylor2 of head_dim {k.shape[-1]}")
+    for name, size in (("k", k.shape[-1]), ("v", v.shape[-1])):
         if size > MAX_CUDA_LINEAR_DIM or size % HEAD_DIM_STEP != 0:
             capabilities.require(
                 backend, "linear attention, any head dim", f"{name} of head_dim {size}"

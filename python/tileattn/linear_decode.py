@@ -68,7 +68,7 @@ def linear_attention_step(
         chosen = resolve_backend(backend, q.device)
         if chosen == "reference":
             return _reference(q, k, v, s, z, log_decay, slots, scale)
-        _require_kernel(chosen, k, v, k.shape[-1])
+        _require_kernel(chosen, k, v, fused=0)
         out: Tensor = _STEP(q, k, v, s, z, log_decay, slots, scale)
         return out
 

@@ -18,7 +18,7 @@
 
 namespace tileattn {
 
-/// Feature maps that the CPU kernels apply themselves; features are never in memory.
+/// Feature maps that the kernels apply themselves; features are never in memory.
 /// kTaylor2: phi(x) = [1, x / dim^(1/4), vec(x x^T) / sqrt(2 dim)], so that
 /// phi(q) . phi(k) = 1 + a + a^2 / 2 with a = q . k / sqrt(dim).
 enum class FeatureMap : std::int8_t { kNone, kTaylor2 };
@@ -110,11 +110,12 @@ TILEATTN_API void linear_attention_step(const LinearAttentionStep& problem,
                                         const Executor& executor);
 }  // namespace cpu
 
-/// float16 and bfloat16, no feature map; head dims must be multiples of 8 up to kMaxCudaLinearDim,
-/// but those of linear_attention_step, which may be any. The rows of q, k, v, out and gradients
-/// are aligned to 16 bytes.
+/// float16 and bfloat16; head dims must be multiples of 8 up to kMaxCudaLinearDim, those of q and k
+/// with taylor2 up to kMaxCudaTaylor2Dim; linear_attention_step takes any. The rows of q, k, v, out
+/// and gradients are aligned to 16 bytes.
 namespace cuda {
 constexpr int kMaxCudaLinearDim = 128;
+constexpr int kMaxCudaTaylor2Dim = 16;
 
 /// Bytes of device memory that the call needs at `workspace`, 256-byte aligned.
 TILEATTN_API std::size_t linear_attention_forward_workspace(const LinearAttentionForward& problem);

@@ -40,6 +40,7 @@ def _facts() -> list[tuple[str, str]]:
         ("threads", str(torch.get_num_threads())),
         ("CUDA kernels", without_cuda or _built_head_dims("forward", "backward")),
         ("CUDA kernels, linear", without_cuda or _built_head_dims("linear")),
+        ("CUDA kernels, taylor2", without_cuda or _built_head_dims("linear_taylor2")),
         ("CUDA device", _cuda_device()),
     ]
 
