@@ -15,7 +15,7 @@
 //
 // Roofline at 16 and 64 channels, forward, a token and head: 320 bytes of memory in all, two slices
 // read q and k again from the L2 cache. Counted in the PTX simulator, normalized, with a decay, a
-// warp and chunk: 177 mma, 72 of them to read the state and 90 to add to it, and 6100 instructions,
+// warp and chunk: 177 mma, 72 of them to read the state and 90 to add to it, and 5400 instructions,
 // which bound it.
 #pragma once
 
