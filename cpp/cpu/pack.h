@@ -44,8 +44,6 @@ inline std::uint16_t to_float16(float x) {  // round to nearest even
   return static_cast<std::uint16_t>(value | (bits >> 16 & 0x8000));
 }
 
-inline std::int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 /// to[i] = factor * from[i]
 inline void load_row(const void* from, DType dtype, float* to, int count, float factor) {
   auto half = static_cast<const std::uint16_t*>(from);
@@ -111,14 +109,6 @@ inline void fill(float* to, std::int64_t count, float value) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
-/// Asks for row `r` ahead of its use: rows of one head lie so far apart that the hardware
-/// does not foresee them.
-template <class Rows>
-void prefetch(const Rows& from, int r, int dim) {
-  const char* row = from.row(r);
-  for (std::int64_t at = 0; at < dim * bytes_of(from.dtype); at += 64) __builtin_prefetch(row + at);
-}
-
 /// `rows` tokens from `first` to fp32; columns from dim to the stride become 0, and so do the
 /// rows up to padded_rows.
 template <class Rows>
@@ -126,7 +116,7 @@ void load_rows(const Rows& from, int first, int rows, int padded_rows, int dim, 
                RowMajor to) {
   constexpr int kAhead = 8;
   for (int r = 0; r < rows; ++r) {
-    if (r + kAhead < rows) prefetch(from, first + r + kAhead, dim);
+    if (r + kAhead < rows) prefetch(from.row(first + r + kAhead), dim * bytes_of(from.dtype));
     load_row(from.row(first + r), from.dtype, to.data + r * to.stride, dim, factor);
     fill(to.data + r * to.stride + dim, to.stride - dim, 0.0f);
   }
@@ -142,7 +132,8 @@ void load_transposed(const Rows& from, int rows, int dim, float* panel) {
   alignas(kVecBytes) float strip[kWidth * (kMaxDim + kColumnGranule)];
   for (int first = 0; first < round_up(rows, kColumnGranule); first += kWidth) {
     int count = imax(0, imin(kWidth, rows - first));
-    for (int r = first + count; r < imin(first + 2 * kWidth, rows); ++r) prefetch(from, r, dim);
+    for (int r = first + count; r < imin(first + 2 * kWidth, rows); ++r)
+      prefetch(from.row(r), dim * bytes_of(from.dtype));
     load_rows(from, first, count, kWidth, dim, 1.0f, {strip, stride});
     for (int d = 0; d < dim; d += kWidth) {
       Vec square[kWidth];

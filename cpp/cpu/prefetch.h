@@ -9,28 +9,34 @@
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
+inline std::int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+inline void prefetch(const char* data, std::int64_t bytes) {
+  constexpr int kLine = 64;
+  for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(data + at);
+}
+
 class Prefetches {
  public:
   /// `dim` elements of the first `count` rows. What does not fit into the queue is left out.
   template <class Rows>
   void ask(const Rows& rows, int count, int dim) {
     if (next_ == end_) next_ = end_ = 0;
-    const int bytes = dim * (rows.dtype == DType::kFloat32 ? 4 : 2);
+    const std::int64_t bytes = dim * bytes_of(rows.dtype);
     for (int r = 0; r < count && end_ < kMost; ++r) queue_[end_++] = {rows.row(r), bytes};
   }
 
   void step() {
-    constexpr int kLine = 64, kBytes = 16 * kLine;  // what a product leaves time for
-    for (int bytes = 0; bytes < kBytes && next_ < end_; bytes += queue_[next_++].bytes)
-      for (int at = 0; at < queue_[next_].bytes; at += kLine)
-        __builtin_prefetch(queue_[next_].data + at);
+    constexpr std::int64_t kBytes = 1024;  // what a product leaves time for
+    for (std::int64_t bytes = 0; bytes < kBytes && next_ < end_; bytes += queue_[next_++].bytes)
+      prefetch(queue_[next_].data, queue_[next_].bytes);
   }
 
  private:
   static constexpr int kMost = 4 * kTile.queries;
   struct Row {
     const char* data;
-    int bytes;
+    std::int64_t bytes;
   };
   Row queue_[kMost];
   int next_ = 0, end_ = 0;
