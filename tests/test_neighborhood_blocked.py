@@ -87,19 +87,24 @@ def swin(q: Tensor, k: Tensor, v: Tensor, window: int, shift: int) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shift", [0, 1, 2, 3])
-def test_windowed_equals_swin(shift: int, backend: str) -> None:
-    q, k, v = qkv(8, 12)
-    out = windowed_attention(q, k, v, window=4, shift=shift, backend=backend)
-    torch.testing.assert_close(out, swin(q, k, v, 4, shift), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    ("grid", "window", "shift"), [((8, 12), 4, shift) for shift in range(4)] + [((24, 40), 8, 3)]
+)
+def test_windowed_equals_swin(grid: tuple[int, int], window: int, shift: int, backend: str) -> None:
+    q, k, v = qkv(*grid)
+    out = windowed_attention(q, k, v, window=window, shift=shift, backend=backend)
+    torch.testing.assert_close(out, swin(q, k, v, window, shift), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(7, 11), (38, 20)])
 @pytest.mark.parametrize("shift", [(0, 0), (2, 1)])
-def test_windowed_where_the_window_does_not_divide(shift: tuple[int, int]) -> None:
+def test_windowed_where_the_window_does_not_divide(
+    shift: tuple[int, int], grid: tuple[int, int]
+) -> None:
     """Blocks at borders are smaller; checked with gradients."""
     window = (4, 3)
     offset = tuple((w - s) % w for w, s in zip(window, shift, strict=True))
-    leaves = [t.requires_grad_() for t in qkv(7, 11)]
+    leaves = [t.requires_grad_() for t in qkv(*grid)]
     exact = [t.detach().double().requires_grad_() for t in leaves]
     out = windowed_attention(*leaves, window=window, shift=shift)
     expected = reference.neighborhood_attention(

@@ -22,10 +22,11 @@ template <class Tiles>
 RowMajor dq_rows(const BackwardPlan& plan, const Tiles& tiles,
                  const typename Tiles::Queries& queries, int chunk, int head) {
   const AttentionProblem& p = *plan.problem;
+  const DqChunks& dq = plan.dq;
   int dim = round_up(p.dim, kColumnGranule);
-  std::int64_t row =
-      (std::int64_t{chunk} * p.heads_q + head) * plan.dq_rows + tiles.dq_row(queries);
-  return {plan.dq_chunks + row * dim, dim};
+  std::int64_t row = (std::int64_t{chunk} * dq.heads + head - dq.first_head) * dq.rows +
+                     tiles.dq_row(queries) - dq.first_row;
+  return {dq.data + row * dim, dim};
 }
 
 /// delta = rowsum(dout * out) - dlse, and dq starts at 0.
@@ -238,12 +239,29 @@ void backward(const BackwardPlan& plan, Task task, float* scratch) {
     backward_keys<Tiles>(plan, &seq, 1, task.head, task.tile, kt, scratch);
 }
 
-/// Every dilation group of a batch entry sees its extra keys.
+template <class Tiles>
+void backward_head(const BackwardPlan& plan, Task task, float* scratch) {
+  const Sequence& seq = *task.sequence;
+  const AttentionBackward& p = *plan.problem;
+  const int group = p.heads_q / p.heads_kv;
+  BackwardPlan own = plan;
+  own.dq.data = scratch + backward_scratch(p);
+  own.dq.first_head = task.head * group;
+  own.dq.first_row = seq.dq_row;
+  auto for_each_tile = [&](auto work) {
+    for (int head = task.head * group; head < (task.head + 1) * group; ++head)
+      for (int tile = 0; tile < seq.query_tiles; ++tile) work(own, Task{&seq, head, tile});
+  };
+  for_each_tile(prepare_queries<Tiles>);
+  backward<Tiles>(own, {&seq, task.head, 0}, scratch);
+  for_each_tile(store_dq<Tiles>);
+}
+
+/// Every part of a batch entry's grid sees its extra keys.
 template <class Tiles>
 void backward_extra(const BackwardPlan& plan, Task task, float* scratch) {
-  const int groups = plan.problem->neighborhood.groups();
   for (int kt = 0; kt < task.sequence->extra_tiles; ++kt)
-    backward_keys<Tiles>(plan, task.sequence, groups, task.head, 0, kt, scratch);
+    backward_keys<Tiles>(plan, task.sequence, plan.parts, task.head, 0, kt, scratch);
 }
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

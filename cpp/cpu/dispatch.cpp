@@ -127,25 +127,20 @@ bool heads_fill_threads(const AttentionProblem& p, const std::vector<Sequence>& 
   return *std::max_element(busy.begin(), busy.end()) * busy.size() <= 1.1 * total;
 }
 
-/// A task packs the keys and values of a key head for itself and walks all its queries.
+/// A task is a key head.
 void forward_by_heads(const AttentionForward& p, const std::vector<Sequence>& sequences,
                       const Executor& executor) {
   const PatternKernels& kernels = kernels_for(p);
-  const int group = p.heads_q / p.heads_kv;
   std::int64_t keys = 0;
   for (const Sequence& s : sequences) keys = std::max<std::int64_t>(keys, s.padded_keys());
   auto pairs = tasks_of(sequences, p.heads_kv, [](auto&) { return 1; });
-  run(executor, pairs.data(), pairs.size(), packed_size(p, keys) + forward_scratch(p),
-      [&](Task pair, float* scratch) {
-        const Sequence& s = *pair.sequence;
-        PackedHead packed{scratch, scratch + keys * p.dim};
-        if (s.len_q == 0) return;
-        for (int panel = 0; panel < s.panels; ++panel)
-          kernels.pack_panel(p, {&s, pair.head, panel}, packed);
-        for (int head = pair.head * group; head < (pair.head + 1) * group; ++head)
-          for (int tile = 0; tile < s.query_tiles; ++tile)
-            kernels.forward(p, {&s, head, tile}, packed, scratch + packed_size(p, keys));
-      });
+  const std::int64_t count = pairs.size(), threads = std::max(executor.num_threads, 1);
+  run_with_scratch(executor, count, packed_size(p, keys) + forward_scratch(p),
+                   [&](std::int64_t i, float* scratch) {
+                     const Task next = pairs[std::min(i + threads, count - 1)];
+                     kernels.forward_head(p, pairs[i], next, {scratch, scratch + keys * p.dim},
+                                          scratch + packed_size(p, keys));
+                   });
 }
 
 /// All keys and values are packed first, then tasks take single query tiles.
@@ -170,6 +165,55 @@ void forward_by_tiles(const AttentionForward& p, const std::vector<Sequence>& se
   });
 }
 
+/// A task is a key head.
+void backward_by_heads(const AttentionBackward& p, const Cut& cut, const Executor& executor) {
+  const PatternKernels& kernels = kernels_for(p);
+  std::int64_t rows = 0, end = cut.dq_rows;
+  for (auto s = cut.sequences.rbegin(); s != cut.sequences.rend(); end = (s++)->dq_row)
+    rows = std::max(rows, end - s->dq_row);
+  const int group = p.heads_q / p.heads_kv;
+  const BackwardPlan plan{&p, 1, 1, {nullptr, group, 0, rows, 0}};
+  auto pairs = tasks_of(cut.sequences, p.heads_kv, [](auto&) { return 1; });
+  run(executor, pairs.data(), pairs.size(),
+      backward_scratch(p) + group * rows * round_up(p.dim, kColumnGranule),
+      [&](Task pair, float* scratch) { kernels.backward_head(plan, pair, scratch); });
+}
+
+/// A task is some key tiles of a key head, or a query tile.
+void backward_by_tiles(const AttentionBackward& p, const Cut& cut, const Executor& executor) {
+  const PatternKernels& kernels = kernels_for(p);
+  const std::vector<Sequence>& sequences = cut.sequences;
+  const bool in_turn = shares_dbias(p);
+  const std::int64_t pairs = static_cast<std::int64_t>(sequences.size()) * p.heads_kv;
+  const int chunks = chunks_for(sequences, executor.num_threads, in_turn ? 1 : pairs);
+  Buffer dq = allocate(chunks * p.heads_q * cut.dq_rows * round_up(p.dim, kColumnGranule));
+  const int parts = static_cast<int>(sequences.size()) / p.batch;
+  const BackwardPlan plan{&p, chunks, parts, {dq.get(), p.heads_q, 0, cut.dq_rows, 0}};
+
+  auto queries = tasks_of(sequences, p.heads_q, [](auto& s) { return s.query_tiles; });
+  run(executor, queries.data(), queries.size(), 0,
+      [&](Task task, float*) { kernels.prepare_queries(plan, task); });
+
+  auto tasks = tasks_of(sequences, p.heads_kv, [&](auto&) { return chunks; });
+  const std::int64_t count = tasks.size(), step = in_turn ? chunks : count;
+  for (std::int64_t first = 0; first < count; first += step)
+    run(executor, tasks.data() + first, step, backward_scratch(p),
+        [&](Task task, float* scratch) { kernels.backward(plan, task, scratch); });
+
+  if (p.extra_keys > 0) {
+    // One task for all parts of a batch entry, which add to the same gradients.
+    std::vector<Task> extra;
+    for (int b = 0; b < p.batch; ++b)
+      for (int head = 0; head < p.heads_kv; ++head)
+        extra.push_back({&sequences[b * parts], head, 0});
+    run(executor, extra.data(), extra.size(), backward_scratch(p),
+        [&](Task task, float* scratch) { kernels.backward_extra(plan, task, scratch); });
+  }
+
+  run(executor, queries.data(), queries.size(), 0,
+      [&](Task task, float*) { kernels.store_dq(plan, task); });
+}
+
 }  // namespace
 
 const char* instruction_set() { return variant().name; }
@@ -186,37 +230,12 @@ void attention_forward(const AttentionForward& p, const Executor& executor) {
 
 void attention_backward(const AttentionBackward& p, const Executor& executor) {
   check(p);
-  const PatternKernels& kernels = kernels_for(p);
   const Cut cut = cut_into_sequences(p);
-  const std::vector<Sequence>& sequences = cut.sequences;
-  if (sequences.empty() || p.heads_q == 0) return;
-  const bool in_turn = shares_dbias(p);
-  const std::int64_t pairs = static_cast<std::int64_t>(sequences.size()) * p.heads_kv;
-  const int chunks = chunks_for(sequences, executor.num_threads, in_turn ? 1 : pairs);
-  Buffer dq = allocate(chunks * p.heads_q * cut.dq_rows * round_up(p.dim, kColumnGranule));
-  const BackwardPlan plan{&p, chunks, cut.dq_rows, dq.get()};
-
-  auto queries = tasks_of(sequences, p.heads_q, [](auto& s) { return s.query_tiles; });
-  run(executor, queries.data(), queries.size(), 0,
-      [&](Task task, float*) { kernels.prepare_queries(plan, task); });
-
-  auto tasks = tasks_of(sequences, p.heads_kv, [&](auto&) { return chunks; });
-  const std::int64_t count = tasks.size(), step = in_turn ? chunks : count;
-  for (std::int64_t first = 0; first < count; first += step)
-    run(executor, tasks.data() + first, step, backward_scratch(p),
-        [&](Task task, float* scratch) { kernels.backward(plan, task, scratch); });
-
-  if (p.extra_keys > 0) {
-    // One task for all dilation groups of a batch entry, which add to the same gradients.
-    std::vector<Task> extra;
-    for (const Sequence& s : sequences)
-      for (int head = 0; s.group == 0 && head < p.heads_kv; ++head) extra.push_back({&s, head, 0});
-    run(executor, extra.data(), extra.size(), backward_scratch(p),
-        [&](Task task, float* scratch) { kernels.backward_extra(plan, task, scratch); });
-  }
-
-  run(executor, queries.data(), queries.size(), 0,
-      [&](Task task, float*) { kernels.store_dq(plan, task); });
+  if (cut.sequences.empty() || p.heads_q == 0) return;
+  const bool heads_share = p.extra_keys > 0 || shares_dbias(p);
+  if (!heads_share && heads_fill_threads(p, cut.sequences, executor.num_threads))
+    backward_by_heads(p, cut, executor);
+  else backward_by_tiles(p, cut, executor);
 }
 
 }  // namespace tileattn::cpu

@@ -12,8 +12,61 @@ namespace {
 
 constexpr int kRank = NeighborhoodSpec::kMaxRank;
 using BoxSize = std::array<int, kRank>;
+using Part = DilationGroup<kRank>;
 
 int volume(const BoxSize& box) { return box[0] * box[1] * box[2]; }
+std::int64_t tokens(const Part& part) {
+  return std::int64_t{part.length[0]} * part.length[1] * part.length[2];
+}
+
+/// Tokens of a part, if there are as many: enough for a few query tiles, and their keys and
+/// values in fp32 fit into the second level cache.
+constexpr int kLeastPart = 256;
+
+/// Positions of the axis, in runs of at least `least`, whose windows stay within the run.
+std::vector<Range> separate_runs(const NeighborhoodAxis& axis, int least) {
+  std::vector<Range> runs;
+  int begin = 0;
+  // Only windows as long as the stride leave gaps, and only between its runs of queries.
+  while (axis.window == axis.stride && begin + least < axis.length) {
+    int end = ceil_div(begin + least + axis.offset, axis.stride) * axis.stride - axis.offset;
+    while (end < axis.length && (axis.keys_of(end - 1).end > end || axis.keys_of(end).begin < end))
+      end += axis.stride;
+    if (end >= axis.length) break;
+    runs.push_back({begin, end});
+    begin = end;
+  }
+  runs.push_back({begin, axis.length});
+  return runs;
+}
+
+void add_parts(const NeighborhoodSpec& spec, const Part& group, std::vector<Part>& parts) {
+  const auto pattern = Neighborhood<kRank>::make(spec, group);
+  std::vector<Range> runs[kRank];
+  // Small parts are joined along the last axis first, where rows are neighbours in memory.
+  auto smallest = [](const NeighborhoodAxis& axis) {
+    return axis.window == axis.stride ? std::min(axis.stride, axis.length) : axis.length;
+  };
+  std::int64_t size = 1;
+  for (const NeighborhoodAxis& axis : pattern.axis) size *= smallest(axis);
+  for (int a = kRank - 1; a >= 0; --a) {
+    const std::int64_t others = size / smallest(pattern.axis[a]);
+    runs[a] = separate_runs(pattern.axis[a], static_cast<int>((kLeastPart + others - 1) / others));
+    size = others * runs[a][0].size();
+  }
+  for (Range x : runs[0])
+    for (Range y : runs[1])
+      for (Range z : runs[2]) {
+        const Range along[kRank] = {x, y, z};
+        Part part = group;
+        for (int a = 0; a < kRank; ++a) {
+          part.first[a] += along[a].begin * spec.axis[a].dilation;
+          part.length[a] = along[a].size();
+          if (along[a].begin > 0) part.offset[a] = 0;
+        }
+        parts.push_back(part);
+      }
+}
 
 /// What a visited block costs beside its products, in keys that a group of queries could be
 /// multiplied with instead (found by timing cuts of several problems).
@@ -49,9 +102,9 @@ struct Visits {
 
 class CostModel {
  public:
-  /// The first dilation group, the largest, stands for all.
+  /// The largest part stands for all.
   explicit CostModel(const NeighborhoodSpec& spec)
-      : pattern_(Neighborhood<kRank>::make(spec, DilationGroup<kRank>::make(spec, 0))) {}
+      : pattern_(Neighborhood<kRank>::make(spec, largest(parts_of(spec)))) {}
 
   const NeighborhoodAxis& axis(int a) const { return pattern_.axis[a]; }
 
@@ -106,6 +159,11 @@ class CostModel {
       sum.keys += step * (std::min(touched.end * panel, axis.length) - touched.begin * panel);
     }
     return known->second = sum;
+  }
+
+  static Part largest(const std::vector<Part>& parts) {
+    return *std::max_element(parts.begin(), parts.end(),
+                             [](auto& a, auto& b) { return tokens(a) < tokens(b); });
   }
 
   Neighborhood<kRank> pattern_;
@@ -170,6 +228,12 @@ GridCut cheapest_cut(const NeighborhoodSpec& spec) {
 }
 
 }  // namespace
+
+std::vector<DilationGroup<3>> parts_of(const NeighborhoodSpec& spec) {
+  std::vector<Part> parts;
+  for (int g = 0; g < spec.groups(); ++g) add_parts(spec, Part::make(spec, g), parts);
+  return parts;
+}
 
 GridCut choose_cut(const NeighborhoodSpec& spec) {
   static SpecCache<GridCut> known;

@@ -12,13 +12,15 @@
 namespace tileattn::cpu::TILEATTN_ISA {
 
 template <class Tiles>
-constexpr PatternKernels kKernels = {pack_panel<Tiles>, forward<Tiles>, prepare_queries<Tiles>,
-                                     backward<Tiles>,   nullptr,        store_dq<Tiles>};
+constexpr PatternKernels kKernels = {
+    pack_panel<Tiles>, forward<Tiles>, forward_head<Tiles>, prepare_queries<Tiles>,
+    backward<Tiles>,   nullptr,        store_dq<Tiles>,     backward_head<Tiles>};
 
 template <>
 constexpr PatternKernels kKernels<TilesOfGrid> = {
-    pack_panel<TilesOfGrid>, forward<TilesOfGrid>,        prepare_queries<TilesOfGrid>,
-    backward<TilesOfGrid>,   backward_extra<TilesOfGrid>, store_dq<TilesOfGrid>};
+    pack_panel<TilesOfGrid>,      forward<TilesOfGrid>,      forward_head<TilesOfGrid>,
+    prepare_queries<TilesOfGrid>, backward<TilesOfGrid>,     backward_extra<TilesOfGrid>,
+    store_dq<TilesOfGrid>,        backward_head<TilesOfGrid>};
 
 extern const Variant kVariant;
 const Variant kVariant = {

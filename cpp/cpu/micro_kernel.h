@@ -88,7 +88,7 @@ void group_product(int rows, int depth, StridedA a, const float* b, std::int64_t
 inline void panel_product(int rows, int vecs, int depth, StridedA a, const float* b,
                           std::int64_t b_stride, RowMajor c, float keep, Prefetches* ahead) {
   for (int r = 0; r < rows; r += kGroup) {
-    if (ahead) ahead->step();
+    if (ahead) ahead->step(depth);
     int count = imin(kGroup, rows - r);
     StridedA a_rows{a.data + r * a.row_stride, a.row_stride, a.k_stride};
     RowMajor c_rows{c.data + r * c.stride, c.stride};

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "tileattn/attention.h"
-#include "tileattn/pattern/pattern.h"
+#include "tileattn/pattern/neighborhood.h"
 
 namespace tileattn::cpu {
 
@@ -32,7 +32,7 @@ struct GridCut {
   int panels_per_tile[3];
 };
 
-/// One sequence of the batch, or of the packed tokens, or one dilation group of a grid.
+/// One sequence of the batch, or of the packed tokens, or one part of a grid.
 struct Sequence {
   int index;           // among the sequences
   int batch;           // its batch entry in the tensors; 0 when packed
@@ -44,8 +44,8 @@ struct Sequence {
   int query_tiles, key_tiles, panels;
   int extra_tiles = 0;           // the first key tiles, and
   int extra_panels = 0;          // the first panels, are those of the extra keys
-  int group = 0;                 // dilation group
-  const GridCut* cut = nullptr;  // of a grid
+  const GridCut* cut = nullptr;  // of a grid, and
+  DilationGroup<3> part{};       // the part of it
   TILEATTN_HOST_DEVICE int padded_keys() const { return panels * kPanel; }
 };
 
@@ -62,11 +62,19 @@ struct PackedHead {
   float* v;  // [padded_keys][padded dim_v]
 };
 
+/// dq in fp32 of some heads and rows, several times over: each task that adds to the same ones has
+/// its own.
+struct DqChunks {
+  float* data;  // [chunks][heads][rows][padded dim]
+  int heads, first_head;
+  std::int64_t rows, first_row;
+};
+
 struct BackwardPlan {
   const AttentionBackward* problem;
-  int chunks;            // key tiles are dealt to this many tasks per (sequence, key head)
-  std::int64_t dq_rows;  // of all sequences together
-  float* dq_chunks;      // [chunks][heads_q][dq_rows][padded dim]
+  int chunks;  // key tiles are dealt to this many tasks per (sequence, key head)
+  int parts;   // sequences of a batch entry, if it is a grid
+  DqChunks dq;
 };
 
 /// Kernels of one pattern. `scratch` is aligned to 64 bytes and holds as many floats as asked
@@ -76,11 +84,15 @@ struct PatternKernels {
   void (*pack_panel)(const AttentionForward&, Task, PackedHead);
   // tile: query tile
   void (*forward)(const AttentionForward&, Task, PackedHead, float* scratch);
+  // All that belongs to a key head. `next` is probably the same thread's next task.
+  void (*forward_head)(const AttentionForward&, Task, Task next, PackedHead, float* scratch);
   void (*prepare_queries)(const BackwardPlan&, Task);           // tile: query tile
   void (*backward)(const BackwardPlan&, Task, float* scratch);  // head: key head, tile: chunk
   // The extra keys of a batch entry. sequence: its first, head: key head
   void (*backward_extra)(const BackwardPlan&, Task, float* scratch);
   void (*store_dq)(const BackwardPlan&, Task);  // tile: query tile
+  // All that belongs to a key head, if there are neither chunks nor extra keys
+  void (*backward_head)(const BackwardPlan&, Task, float* scratch);
 };
 
 /// Kernels of one instruction set.

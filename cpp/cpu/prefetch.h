@@ -26,9 +26,10 @@ class Prefetches {
     for (int r = 0; r < count && end_ < kMost; ++r) queue_[end_++] = {rows.row(r), bytes};
   }
 
-  void step() {
-    constexpr std::int64_t kBytes = 1024;  // what a product leaves time for
-    for (std::int64_t bytes = 0; bytes < kBytes && next_ < end_; bytes += queue_[next_++].bytes)
+  /// A product of `depth` leaves time for so much.
+  void step(int depth) {
+    const std::int64_t time = 16 * depth;
+    for (std::int64_t bytes = 0; bytes < time && next_ < end_; bytes += queue_[next_++].bytes)
       prefetch(queue_[next_].data, queue_[next_].bytes);
   }
 

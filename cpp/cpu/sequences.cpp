@@ -39,13 +39,13 @@ void cut_rows(const AttentionProblem& p, Cut& cut) {
 
 void cut_grids(const AttentionProblem& p, Cut& cut) {
   cut.grid = std::make_unique<const GridCut>(choose_cut(p.neighborhood));
+  const auto parts = parts_of(p.neighborhood);
   for (int b = 0; b < p.batch; ++b)
-    for (int g = 0; g < p.neighborhood.groups(); ++g) {
-      const auto group = DilationGroup<3>::make(p.neighborhood, g);
+    for (const DilationGroup<3>& part : parts) {
       BoxGrid<3> queries{}, panels{};
       int key_tiles = 1;
       for (int a = 0; a < 3; ++a) {
-        queries.length[a] = panels.length[a] = group.length[a];
+        queries.length[a] = panels.length[a] = part.length[a];
         queries.box[a] = cut.grid->query_box[a];
         panels.box[a] = cut.grid->panel_box[a];
         key_tiles *= ceil_div(panels.along(a), cut.grid->panels_per_tile[a]);
@@ -53,9 +53,9 @@ void cut_grids(const AttentionProblem& p, Cut& cut) {
       Sequence s{};
       s.index = static_cast<int>(cut.sequences.size());
       s.batch = b;
-      s.group = g;
       s.cut = cut.grid.get();
-      s.len_q = s.len_k = group.length[0] * group.length[1] * group.length[2];
+      s.part = part;
+      s.len_q = s.len_k = part.length[0] * part.length[1] * part.length[2];
       s.row = std::int64_t{b} * p.len_q;
       s.extra_tiles = ceil_div(p.extra_keys, kTile.keys);
       s.extra_panels = ceil_div(p.extra_keys, kPanel);

@@ -1,5 +1,5 @@
 // The independent parts of a problem: sequences of a batch, packed sequences, or the
-// dilation groups of grids.
+// parts of grids.
 #pragma once
 
 #include <memory>

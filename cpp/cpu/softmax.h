@@ -32,7 +32,9 @@ class OnlineSoftmax {
     float tile_max = max_lanes(max(max(top[0], top[1]), max(top[2], top[3])));
     float new_max = tile_max > max_[row] ? tile_max : max_[row];
     float base = new_max == -kInfinity ? 0.0f : new_max;  // nothing visible yet: -inf - -inf
-    float rescale = new_max == max_[row] ? 1.0f : exp(broadcast(max_[row] - base))[0];
+    float rescale = new_max == max_[row]      ? 1.0f
+                    : max_[row] == -kInfinity ? 0.0f
+                                              : exp(broadcast(max_[row] - base))[0];
     Vec sum = load(sum_[row]) * rescale;
     for (int j = 0; j < count; j += kWidth) {
       Vec weight = exp(load(s + j) - base);

@@ -1,4 +1,4 @@
-// A dilation group of a grid, cut into tiles that are boxes: the counterpart of
+// A part of a grid, cut into tiles that are boxes: the counterpart of
 // tiles_in_a_row.h. Grids of one or two axes have first axes of length 1.
 #pragma once
 
@@ -14,18 +14,18 @@ class TilesOfGrid {
   TilesOfGrid(const AttentionProblem& problem, const Sequence& sequence)
       : problem_(problem),
         seq_(sequence),
-        group_(DilationGroup<3>::make(problem.neighborhood, sequence.group)),
-        pattern_(Neighborhood<3>::make(problem.neighborhood, group_)) {
+        part_(sequence.part),
+        pattern_(Neighborhood<3>::make(problem.neighborhood, part_)) {
     const GridCut& cut = *sequence.cut;
     for (int a = 0; a < 3; ++a) {
-      query_grid_.length[a] = panel_grid_.length[a] = key_grid_.length[a] = group_.length[a];
+      query_grid_.length[a] = panel_grid_.length[a] = key_grid_.length[a] = part_.length[a];
       query_grid_.box[a] = cut.query_box[a];
       panel_grid_.box[a] = cut.panel_box[a];
       key_grid_.box[a] = cut.panel_box[a] * cut.panels_per_tile[a];
     }
     const auto& axis = problem.neighborhood.axis;
     numbers_ = TokenMap<3>::make(
-        problem.neighborhood, group_,
+        problem.neighborhood, part_,
         {std::int64_t{axis[1].length} * axis[2].length, std::int64_t{axis[2].length}, 1});
   }
 
@@ -34,11 +34,15 @@ class TilesOfGrid {
     int tile;
     Box<3> box;
     int rows;
-    std::int64_t token[kTile.queries];  // of each row, among those of a batch entry
-    Box<3> keys[kTile.queries];
-    Box<3> keys_of_any[kGroupsPerTile];  // of a group: what some row sees, or a little more
+    std::int64_t token[kTile.queries];   // of each row, among those of a batch entry
+    std::uint8_t at[kTile.queries][3];   // its place in the box
+    Range windows[3][kTile.queries];     // of each position of the box along an axis
+    Box<3> keys_of_any[kGroupsPerTile];  // what some row of a group sees
     Box<3> keys_of_all[kGroupsPerTile];  // and what every row sees
     int size() const { return rows; }
+    Box<3> keys(int r) const {
+      return {{windows[0][at[r][0]], windows[1][at[r][1]], windows[2][at[r][2]]}};
+    }
   };
 
   Queries queries(int tile) const {
@@ -46,21 +50,30 @@ class TilesOfGrid {
     made.tile = tile;
     made.box = query_grid_[tile];
     made.rows = made.box.size();
-    Range windows[3][kTile.queries];
     for (int a = 0; a < 3; ++a)
       for (int i = 0; i < made.box.axis[a].size(); ++i)
-        windows[a][i] = pattern_.axis[a].keys_of(made.box.axis[a].begin + i);
-    for_each_token(made.box, [&](int row, const Coordinates<3>& at) {
-      made.token[row] = numbers_(at);
-      Box<3>& keys = made.keys[row];
-      Box<3>&any = made.keys_of_any[row / kGroup], &all = made.keys_of_all[row / kGroup];
-      for (int a = 0; a < 3; ++a) {
-        keys.axis[a] = windows[a][at.at[a] - made.box.axis[a].begin];
-        bool first = row % kGroup == 0;
-        any.axis[a] = first ? keys.axis[a] : joined(any.axis[a], keys.axis[a]);
-        all.axis[a] = first ? keys.axis[a] : common(all.axis[a], keys.axis[a]);
+        made.windows[a][i] = pattern_.axis[a].keys_of(made.box.axis[a].begin + i);
+    for_each_run(made.box, [&](int row, const Coordinates<3>& token) {
+      const std::int64_t number = numbers_(token);
+      for (int i = 0; i < made.box.axis[2].size(); ++i) {
+        made.token[row + i] = number + i * numbers_.step[2];
+        for (int a = 0; a < 2; ++a) made.at[row + i][a] = token.at[a] - made.box.axis[a].begin;
+        made.at[row + i][2] = i;
       }
     });
+    for (int group = 0; group * kGroup < made.rows; ++group) {
+      const auto& first = made.at[group * kGroup];
+      const auto& last = made.at[imin((group + 1) * kGroup, made.rows) - 1];
+      bool wraps = false;  // the rows take in the box's whole length on this axis
+      for (int a = 0; a < 3; ++a) {
+        const Range* windows = made.windows[a];
+        const Range low = windows[wraps ? 0 : first[a]];
+        const Range high = windows[wraps ? made.box.axis[a].size() - 1 : last[a]];
+        made.keys_of_any[group].axis[a] = {low.begin, high.end};
+        made.keys_of_all[group].axis[a] = {high.begin, low.end};
+        wraps = wraps || first[a] != last[a];
+      }
+    }
     return made;
   }
   std::int64_t token(const Queries& queries, int r) const { return queries.token[r]; }
@@ -88,7 +101,7 @@ class TilesOfGrid {
   BoxWalk<3> queries_of(int key_tile) const {
     if (key_tile >= seq_.extra_tiles)
       return pattern_.queries_of(key_tile - seq_.extra_tiles, {query_grid_, key_grid_});
-    const int* length = group_.length;
+    const int* length = part_.length;
     return query_grid_.touched_by({{{0, length[0]}, {0, length[1]}, {0, length[2]}}});
   }
 
@@ -143,7 +156,7 @@ class TilesOfGrid {
   void hide(const Queries& queries, int r, const Keys& keys, int panel, int columns, float* s,
             float value) const {
     const BoxBits<3>& bits = keys.bits[panel];
-    const std::uint64_t seen = keys.extra ? bits.all() : bits.within(queries.keys[r]);
+    const std::uint64_t seen = keys.extra ? bits.all() : bits.within(queries.keys(r));
     BitVec lane;
     for (int i = 0; i < kWidth; ++i) lane[i] = 1u << i;
     const Vec hidden = broadcast(value);
@@ -179,13 +192,10 @@ class TilesOfGrid {
     return made;
   }
 
-  static Range joined(Range a, Range b) { return {imin(a.begin, b.begin), imax(a.end, b.end)}; }
-  static Range common(Range a, Range b) { return {imax(a.begin, b.begin), imin(a.end, b.end)}; }
-
   template <class Void>
   auto rows_of_box(const Box<3>& box, const BasicTensorRef<Void>& x, int head) const {
     const std::int64_t strides[3] = {x.outer_stride[0], x.outer_stride[1], x.token_stride};
-    return rows_at(box, x, head, TokenMap<3>::make(problem_.neighborhood, group_, strides));
+    return rows_at(box, x, head, TokenMap<3>::make(problem_.neighborhood, part_, strides));
   }
 
   template <class Void>
@@ -195,15 +205,17 @@ class TilesOfGrid {
     auto* data = bytes(x.data) + (seq_.batch * x.batch_stride + head * x.head_stride) * size;
     RowsOfBox<std::remove_pointer_t<decltype(data)>> rows;
     rows.dtype = problem_.dtype;
-    for_each_token(box, [&](int row, const Coordinates<3>& token) {
-      rows.token[row] = data + map(token) * size;
+    for_each_run(box, [&](int row, const Coordinates<3>& token) {
+      auto* first = data + map(token) * size;
+      for (int i = 0; i < box.axis[2].size(); ++i)
+        rows.token[row + i] = first + i * map.step[2] * size;
     });
     return rows;
   }
 
   const AttentionProblem& problem_;
   const Sequence& seq_;
-  DilationGroup<3> group_;
+  const DilationGroup<3>& part_;
   Neighborhood<3> pattern_;
   BoxGrid<3> query_grid_, panel_grid_, key_grid_;
   TokenMap<3> numbers_;  // of the tokens of a batch entry

@@ -207,6 +207,9 @@ TEST(Attention, OnGridsEqualsLoops) {
       {2, {{}, {16, 8, 8, 1}, {16, 8, 8, 1}}},
       {2, {{}, {11, 3, 2, 2}, {14, 4, 1, 3, 0, true}}},
       {3, {{4, 3, 1, 1, 0, true}, {6, 2, 2, 2}, {9, 5, 2, 1}}},
+      // Several parts, the last one smaller.
+      {1, {{}, {}, {700, 130, 130, 1}}},
+      {2, {{}, {24, 8, 8, 1}, {36, 6, 6, 2, 0, true}}},
   };
   for (const NeighborhoodSpec& spec : specs)
     for (int extra : {0, 3, 70})

@@ -51,14 +51,15 @@ struct Box {
   }
 };
 
-/// Calls visit(row, token) for the tokens of the box in order; unlike box[row], without division.
+/// Calls visit(row, token) for the first tokens of the box's runs along the last axis, in order.
 template <int Rank, class Visit>
-void for_each_token(const Box<Rank>& box, Visit visit) {
+void for_each_run(const Box<Rank>& box, Visit visit) {
   Coordinates<Rank> token;
   for (int a = 0; a < Rank; ++a) token.at[a] = box.axis[a].begin;
-  for (int row = 0, size = box.size(); row < size; ++row) {
+  const int length = box.axis[Rank - 1].size();
+  for (int row = 0, size = box.size(); row < size; row += length) {
     visit(row, token);
-    for (int a = Rank - 1; a >= 0 && ++token.at[a] == box.axis[a].end; --a)
+    for (int a = Rank - 2; a >= 0 && ++token.at[a] == box.axis[a].end; --a)
       token.at[a] = box.axis[a].begin;
   }
 }

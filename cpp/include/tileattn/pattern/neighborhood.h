@@ -36,11 +36,12 @@ struct NeighborhoodSpec {
   }
 };
 
-/// One dilation group of the last `Rank` axes.
+/// One dilation group of the last `Rank` axes, or a part of one that is a grid of its own.
 template <int Rank>
 struct DilationGroup {
   int first[Rank];   // the group's first token on the axis
   int length[Rank];  // its tokens
+  int offset[Rank];  // its first run of queries is this much shorter
 
   TILEATTN_HOST_DEVICE static DilationGroup make(const NeighborhoodSpec& spec, int index) {
     DilationGroup group;
@@ -49,6 +50,7 @@ struct DilationGroup {
       int rest = index / axis.dilation;
       group.first[a] = index - rest * axis.dilation;
       group.length[a] = ceil_div(axis.length - group.first[a], axis.dilation);
+      group.offset[a] = axis.offset;
       index = rest;
     }
     return group;
@@ -133,7 +135,8 @@ struct Neighborhood {
     Neighborhood pattern;
     for (int a = 0; a < Rank; ++a) {
       const auto& of = spec.axis[NeighborhoodSpec::kMaxRank - Rank + a];
-      pattern.axis[a] = {group.length[a], of.window, of.stride, of.offset, of.causal, spec.clip};
+      pattern.axis[a] = {group.length[a], of.window, of.stride,
+                         group.offset[a], of.causal, spec.clip};
     }
     return pattern;
   }
