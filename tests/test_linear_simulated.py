@@ -72,11 +72,15 @@ def test_any_number_of_segments(name: str, multiprocessors: int, simulator: Simu
         check(CASES[name], torch.bfloat16)
 
 
+def _launches(simulator: Simulator) -> list[str]:
+    return [kernel_name(counters["kernel"]) for counters in simulator.counters()]
+
+
 def _kernels_of(simulator: Simulator, case: Case) -> set[str]:
     with simulator.kernels(), simulator.configured(stats="collect", capability=80):
         simulator.counters()
         linear_attention(**_arguments(case.tensors(torch.float16)), **case.options)
-        return {kernel_name(counters["kernel"]) for counters in simulator.counters()}
+        return set(_launches(simulator))
 
 
 def _arguments(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -96,6 +100,18 @@ def test_few_heads_are_cut_into_segments(simulator: Simulator) -> None:
     assert _kernels_of(simulator, CASES["taylor2_segments"]) == passed_with_taylor2
     with simulator.configured(multiprocessors=1):
         assert _kernels_of(simulator, CASES["segments"]) == {"walk_kernel"}
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("decay", ""), ("taylor2", "taylor2_")])
+def test_backward_is_two_sweeps(name: str, prefix: str, simulator: Simulator) -> None:
+    case = CASES[name]
+    tensors = {n: t.requires_grad_() for n, t in case.tensors(torch.float16).items()}
+    with simulator.kernels(), simulator.configured(stats="collect", capability=80):
+        out = linear_attention(**_arguments(tensors), **case.options)
+        simulator.counters()
+        torch.autograd.grad(out.sum(), list(tensors.values()))
+        sweeps = [n for n in _launches(simulator) if "walk" in n or "sweep" in n]
+    assert sweeps == [f"{prefix}walk_kernel", f"{prefix}sweep_kernel"]
 
 
 def test_calls_that_pass_the_state_are_one(simulator: Simulator) -> None:

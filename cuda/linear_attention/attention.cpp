@@ -123,7 +123,8 @@ struct BackwardPlan {
   Workspace workspace;
   PassedStates states, dstates;
   float* extra = nullptr;
-  float* parts = nullptr;  // of a gradient that is summed later
+  // Parts of gradients that are summed later: dq's, then dk's; dv's.
+  float *token_parts = nullptr, *value_parts = nullptr;
   float *read = nullptr, *given = nullptr, *pairs = nullptr, *products = nullptr;
 
   BackwardPlan(const LinearAttentionBackward& p, void* memory)
@@ -134,8 +135,8 @@ struct BackwardPlan {
     const std::int64_t rows = shape.rows(), slices = slices_of(p, p.dim);
     if (p.normalize) extra = workspace.take(rows);
     const std::int64_t shared = p.heads_q != p.heads_kv;  // gradients of k and v
-    const std::int64_t of_tokens = with_taylor2(p) ? slices : shared;
-    parts = workspace.take(rows * std::max(of_tokens * p.dim, shared * p.dim_v));
+    token_parts = workspace.take(rows * p.dim * (with_taylor2(p) ? slices : shared));
+    value_parts = workspace.take(rows * p.dim_v * shared);
     if (!p.dlog_decay) return;
     pairs = workspace.take(rows);
     read = workspace.take(slices * rows);
@@ -150,7 +151,7 @@ WalkParams walk_of(const LinearAttentionProblem& p, const LinearShape& shape,
                    const TokenNumbers& numbers, const PassedStates& states, ConstStateRef first) {
   WalkParams walk;
   walk.shape = shape;
-  walk.slices = slices_of(p, values.dim);
+  walk.slices = walk.all_slices = slices_of(p, values.dim);
   walk.queries = queries;
   walk.keys = keys;
   walk.values = values;
@@ -186,7 +187,7 @@ void linear_attention_forward(const LinearAttentionForward& p, void* workspace, 
   walk.out = p.out;
   walk.denominator = p.denominator;
   if (!plan.states) walk.last = p.final_state;
-  kernels.walk(walk, false, stream);
+  kernels.walk(walk, stream);
 }
 
 std::size_t segment_state_workspace(const LinearAttentionState& problem) {
@@ -215,6 +216,7 @@ void linear_attention_backward(const LinearAttentionBackward& p, void* workspace
   check(p);
   const LinearKernels& by_dim = find(p.dtype, p.feature_map, p.dim);
   const LinearKernels& by_dim_v = find(p.dtype, p.feature_map, with_taylor2(p) ? p.dim : p.dim_v);
+  const LinearKernels& by_both = by_dim.dim < by_dim_v.dim ? by_dim_v : by_dim;
   const BackwardPlan plan(p, workspace);
   const Operand q = query_operand(p), k = key_operand(p), v = value_operand(p);
   const Operand dout{p.dout, p.dim_v, 1};
@@ -236,15 +238,17 @@ void linear_attention_backward(const LinearAttentionBackward& p, void* workspace
                          p.dinitial_state, stream);
 
   // A gradient that several query heads, or with taylor2 slices of v, add to is written in parts.
-  auto walk_to = [&](TensorRef to, const LinearKernels& kernels, WalkParams walk, bool backwards,
-                     int heads) {
-    const bool sliced = with_taylor2(p) && walk.transposed;
+  auto is_sliced = [&](const WalkParams& walk) { return with_taylor2(p) && walk.transposed; };
+  auto send_to = [&](TensorRef to, WalkParams& walk, int heads) {
     walk.out = to;
-    if (sliced || heads > 1) walk.partial = plan.parts;
-    kernels.walk(walk, backwards, stream);
+    if (is_sliced(walk) || heads > 1)
+      walk.partial = walk.transposed ? plan.token_parts : plan.value_parts;
+  };
+  auto sum_parts = [&](const WalkParams& walk, int heads) {
     if (walk.partial)
-      kernels.sum_parts(
-          {plan.shape, plan.parts, to, walk.values.dim, heads, sliced ? walk.slices : 1}, stream);
+      by_dim.sum_parts({plan.shape, walk.partial, walk.out, walk.values.dim, heads,
+                        is_sliced(walk) ? walk.slices : 1},
+                       stream);
   };
 
   WalkParams dq = walk_of(p, plan.shape, dout, v, k, of_queries, plan.states, p.initial_state);
@@ -258,19 +262,27 @@ void linear_attention_backward(const LinearAttentionBackward& p, void* workspace
     dq.product_start = plan.dstates.slots;
     dq.products = plan.products;
   }
-  walk_to(p.dq, by_dim_v, dq, false, 1);
+  send_to(p.dq, dq, 1);
+  by_dim_v.walk(dq, stream);
+  sum_parts(dq, 1);
 
-  WalkParams dk = walk_of(p, plan.shape, v, dout, q, of_keys, plan.dstates, p.dfinal_state);
+  SweepParams sweep;
+  WalkParams &dk = sweep.dk, &dv = sweep.dv;
+  dk = walk_of(p, plan.shape, v, dout, q, of_keys, plan.dstates, p.dfinal_state);
   dk.transposed = true;
   dk.extra = dq.extra;
   dk.dot_with = k;
   dk.exact = exact;
   dk.dots = plan.given;
   if (!plan.dstates) dk.last = p.dinitial_state;
-  walk_to(p.dk, by_dim_v, dk, true, group);
-
-  WalkParams dv = walk_of(p, plan.shape, k, q, dout, of_keys, plan.dstates, p.dfinal_state);
-  walk_to(p.dv, by_dim, dv, true, group);
+  send_to(p.dk, dk, group);
+  dv = walk_of(p, plan.shape, k, q, dout, of_keys, plan.dstates, p.dfinal_state);
+  send_to(p.dv, dv, group);
+  dv.first_slice = dk.slices;
+  dk.all_slices = dv.all_slices = dk.slices + dv.slices;
+  by_both.sweep(sweep, stream);
+  sum_parts(dk, group);
+  sum_parts(dv, group);
 
   if (!p.dlog_decay) return;
   by_dim.decay_gradient({plan.shape, p.feature_map, q, k, v, dout, of_queries, plan.pairs,

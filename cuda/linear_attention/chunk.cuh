@@ -52,8 +52,9 @@ CUTE_DEVICE auto shared_operand(const typename Config::Element* data) {
     if constexpr (kRole == Role::kRows) return make_tiled_copy_A(Atom{}, mma);
     else return make_tiled_copy_B(Atom{}, mma);
   }();
-  auto from =
-      copies.get_slice(fresh_thread_index()).partition_S(make_tensor(make_smem_ptr(data), Smem{}));
+  const int thread = fresh_thread_index();
+  __builtin_assume(thread >= 0);  // to divide it takes fewer instructions then
+  auto from = copies.get_slice(thread).partition_S(make_tensor(make_smem_ptr(data), Smem{}));
   return SharedOperand<kRole, Atom, decltype(from)>{from};
 }
 

@@ -10,15 +10,15 @@ namespace tileattn::cuda {
 /// Kernels of one element type and feature map, whose queries and keys, in the roles of walk.cuh,
 /// have up to `dim` channels. Each enqueues on a cudaStream_t.
 struct LinearKernels {
-  using Walks = void (*)(const WalkParams&, bool backwards, void* stream);
   using Accumulates = void (*)(const AccumulateParams&, bool backwards, void* stream);
 
   DType dtype;
   FeatureMap feature_map;
   int dim;
   SharedBudget budget;
-  int shared_bytes;  // of a block, at most
-  Walks walk;
+  int shared_bytes;                                 // of a block, at most
+  void (*walk)(const WalkParams&, void* stream);    // forwards in time
+  void (*sweep)(const SweepParams&, void* stream);  // backwards
   Accumulates accumulate;
   // These take any head dim.
   void (*pass_states)(const PassParams&, void* stream);

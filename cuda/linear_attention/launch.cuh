@@ -18,9 +18,8 @@ template <class Element>
 struct CommonLaunch {
   /// Of a kernel whose blocks own slices of the segments' states.
   template <class Params>
-  static void walk_segments(void (*kernel)(Params), int slices, int threads, std::size_t shared,
-                            const Params& params, void* stream) {
-    const LinearShape& shape = params.shape;
+  static void walk_segments(void (*kernel)(Params), const LinearShape& shape, int slices,
+                            int threads, std::size_t shared, const Params& params, void* stream) {
     launch(kernel, std::int64_t{shape.segments} * slices * shape.heads * shape.batch, threads,
            shared, static_cast<cudaStream_t>(stream), params);
   }
@@ -29,7 +28,7 @@ struct CommonLaunch {
   static void accumulate(const AccumulateParams& params, bool backwards, void* stream) {
     auto* kernel = backwards ? accumulate_kernel<Sum, Walk::kBackwards>
                              : accumulate_kernel<Sum, Walk::kForwards>;
-    walk_segments(kernel, tileattn::ceil_div(params.values.dim, Sum::kColumns),
+    walk_segments(kernel, params.shape, tileattn::ceil_div(params.values.dim, Sum::kColumns),
                   Sum::Config::kThreads, sizeof(AccumulateShared<Sum>), params, stream);
   }
 
@@ -76,11 +75,15 @@ struct LinearLaunch : CommonLaunch<Element> {
   static constexpr int kDim = kDim_;
   static constexpr int kSharedBytes = sizeof(WalkShared<Config>);
 
-  static void walk(const WalkParams& params, bool backwards, void* stream) {
+  static void walk(const WalkParams& params, void* stream) {
     auto* kernel =
-        backwards ? walk_kernel<Config, Walk::kBackwards> : walk_kernel<Config, Walk::kForwards>;
-    LinearLaunch::walk_segments(kernel, params.slices, Config::kThreads, kSharedBytes, params,
-                                stream);
+        params.transposed ? walk_kernel<Config, Result::kDq> : walk_kernel<Config, Result::kOut>;
+    LinearLaunch::walk_segments(kernel, params.shape, params.all_slices, Config::kThreads,
+                                kSharedBytes, params, stream);
+  }
+  static void sweep(const SweepParams& params, void* stream) {
+    LinearLaunch::walk_segments(sweep_kernel<Config>, params.dk.shape, params.dk.all_slices,
+                                Config::kThreads, kSharedBytes, params, stream);
   }
 };
 
@@ -93,6 +96,7 @@ LinearKernels linear_kernels(DType dtype) {
           kBudget,
           Launch::kSharedBytes,
           Launch::walk,
+          Launch::sweep,
           Launch::template accumulate<typename Launch::Sum>,
           Launch::pass_states,
           Launch::extra,

@@ -60,7 +60,9 @@ struct TokenNumbers {
 /// A walk over the chunks of all segments; walk.cuh says what it computes.
 struct WalkParams {
   LinearShape shape;
-  int slices = 1;  // blocks of value channels
+  int slices = 1;       // blocks of value channels
+  int first_slice = 0;  // among all that the launch has for a segment
+  int all_slices = 1;
   Operand queries, keys, values;
   Extra extra = Extra::kNone;
   TokenNumbers numbers;
@@ -84,6 +86,11 @@ struct WalkParams {
   ConstStateRef product_first;
   StateSlots product_start;
   float* products = nullptr;  // [slices, sequences, heads, segments]; or null
+};
+
+/// The walks backwards in time, whose blocks stand side by side in one launch.
+struct SweepParams {
+  WalkParams dk, dv;
 };
 
 /// state of each segment <- sum of decayed k v^T, of a walk in either direction.

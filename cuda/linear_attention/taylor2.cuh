@@ -363,12 +363,23 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
 };
 
 template <class Config, Walk kWalk, Reads kReads>
+CUTE_DEVICE void taylor2_walk(const WalkParams& params) {
+  extern __shared__ uint128_t shared_memory[];
+  auto& shared = *reinterpret_cast<Taylor2Shared<Config, kReads>*>(shared_memory);
+  Taylor2Block<Config, kWalk, kReads>(params, shared).run();
+}
+
+template <class Config, Reads kReads>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     taylor2_walk_kernel(const __grid_constant__ WalkParams params) {
-  extern __shared__ uint128_t shared_memory[];
-  Taylor2Block<Config, kWalk, kReads>(
-      params, *reinterpret_cast<Taylor2Shared<Config, kReads>*>(shared_memory))
-      .run();
+  taylor2_walk<Config, Walk::kForwards, kReads>(params);
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
+    taylor2_sweep_kernel(const __grid_constant__ SweepParams sweep) {
+  if (is_of_dk(sweep)) taylor2_walk<Config, Walk::kBackwards, Reads::kTokens>(sweep.dk);
+  else taylor2_walk<Config, Walk::kBackwards, Reads::kValues>(sweep.dv);
 }
 
 }  // namespace tileattn::cuda

@@ -15,17 +15,21 @@ struct Taylor2Launch : CommonLaunch<Element> {
   static_assert(kDim == kTokenDim);
   static constexpr int kSharedBytes = sizeof(Taylor2Shared<Config, Reads::kTokens>);
 
-  static void walk(const WalkParams& params, bool backwards, void* stream) {
-    if (params.transposed) walk_of<Reads::kTokens>(params, backwards, stream);
-    else walk_of<Reads::kValues>(params, backwards, stream);
+  static void walk(const WalkParams& params, void* stream) {
+    if (params.transposed) walk_of<Reads::kTokens>(params, stream);
+    else walk_of<Reads::kValues>(params, stream);
+  }
+  static void sweep(const SweepParams& params, void* stream) {
+    Taylor2Launch::walk_segments(taylor2_sweep_kernel<Config>, params.dk.shape,
+                                 params.dk.all_slices, Config::kThreads, kSharedBytes, params,
+                                 stream);
   }
 
  private:
   template <Reads kReads>
-  static void walk_of(const WalkParams& params, bool backwards, void* stream) {
-    auto* kernel = backwards ? taylor2_walk_kernel<Config, Walk::kBackwards, kReads>
-                             : taylor2_walk_kernel<Config, Walk::kForwards, kReads>;
-    Taylor2Launch::walk_segments(kernel, params.slices, Config::kThreads,
+  static void walk_of(const WalkParams& params, void* stream) {
+    Taylor2Launch::walk_segments(taylor2_walk_kernel<Config, kReads>, params.shape,
+                                 params.all_slices, Config::kThreads,
                                  sizeof(Taylor2Shared<Config, kReads>), params, stream);
   }
 };

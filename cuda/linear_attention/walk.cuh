@@ -11,14 +11,15 @@
 // Normalised: values have one channel more (1), whose out is the denominator. In dq and dk the
 // same channel is one of queries and keys: 1, or -(dout . out).
 //
-// Grid: segments x value slices x heads x sequences, as one index, the segment running fastest.
+// Grid: segments x value slices x heads x sequences, as one index, the segment running fastest. dk
+// and dv are one launch, each with slices of its own.
 // Block: kValues channels of out for the chunks of a segment, the state in registers.
 // Shared memory: kStages of queries, keys and values, streamed by cp.async; the state, rounded;
 // the weights. out leaves by way of the warp's own queries.
 //
 // Roofline at D = 128, a token and head: 1024 bytes of memory (q, k, v, out; the slices of a head
-// share queries and keys in the L2 cache, 1280 bytes are read in all), 3072 of the backward's three
-// walks, of which fused sweeps would need 2560. Counted in the PTX simulator, forward with a decay,
+// share queries and keys in the L2 cache, 1280 bytes are read in all); 2560 of the backward, whose
+// blocks of dk and dv share what they read too. Counted in the PTX simulator, forward with a decay,
 // a warp and chunk: 188 mma, 92 ldmatrix, 3300 instructions (float16: 3500), 1500 of them integer
 // (addresses): it is the issue of instructions that bounds it, before tensor cores and memory.
 #pragma once
@@ -72,7 +73,10 @@ CUTE_DEVICE void add_extra_row(const typename Config::Element* values, const Sha
   }
 }
 
-template <class Config, Walk kWalk>
+/// What a walk computes.
+enum class Result { kOut, kDq, kDk, kDv };
+
+template <class Config, Result kResult>
 class WalkBlock : WalkBase<Config, WalkShared<Config>> {
   using Base = WalkBase<Config, WalkShared<Config>>;
   using Base::params_, Base::place_, Base::shape_, Base::shared_;
@@ -95,8 +99,15 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
   }
 
  private:
-  CUTE_DEVICE bool z_is_column() const { return params_.extra == Extra::kValues; }
-  CUTE_DEVICE bool z_is_row() const { return params_.extra == Extra::kKeys; }
+  static constexpr bool kTransposed = kResult == Result::kDq || kResult == Result::kDk;
+  static constexpr bool kOfQueries = kResult == Result::kOut || kResult == Result::kDq;
+  static constexpr Walk kWalk = kOfQueries ? Walk::kForwards : Walk::kBackwards;
+
+  CUTE_DEVICE bool z_is_column() const {
+    return kResult == Result::kOut && params_.extra == Extra::kValues;
+  }
+  CUTE_DEVICE bool z_is_row() const { return kTransposed && params_.extra == Extra::kKeys; }
+  CUTE_DEVICE bool is_exact() const { return kTransposed && params_.exact; }
   /// z of Extra::kKeys before the n-th chunk.
   CUTE_DEVICE float* z_row(int n) const {
     return shared_.z + (params_.causal ? n % 2 * kValues : 0);
@@ -119,7 +130,7 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
   }
 
   CUTE_DEVICE StatePart part(const StateSlots& slots, ConstStateRef only) const {
-    return Base::part(slots, only, params_.transposed, place_.slice * kValues);
+    return Base::part(slots, only, kTransposed, place_.slice * kValues);
   }
 
   CUTE_DEVICE void start() {
@@ -132,7 +143,6 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
   CUTE_DEVICE void visit(int n) {
     auto& stage = shared_.stages[n % Config::kStages];
     const SharedWeights& weights = shared_.weights;
-    const bool of_queries = params_.numbers.of_queries;
     Range tokens = chunk_tokens<kWalk>(place_, n);
     if constexpr (kNarrow<Element>) Base::note_peak(n, state_.peak());
     cp_async_wait<0>();
@@ -150,19 +160,21 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
 
     Tensor out = row_sums<Config>();
     float denominators[2] = {0.0f, 0.0f};
-    multiply_state<Config>(stage.queries, shared_.state, shared_.z, z_is_column(), out,
-                           denominators);
-    if (params_.exact) {
-      __syncthreads();  // the first terms are used up
-      share(n, Term::kSecond);
-      __syncthreads();  // the second are complete
-      multiply_state<Config>(stage.queries, shared_.state, shared_.z, false, out, denominators);
+    CUTE_NO_UNROLL
+    for (int term = 0; term <= is_exact(); ++term) {
+      if (term > 0) {
+        __syncthreads();  // the first terms are used up
+        share(n, Term::kSecond);
+        __syncthreads();  // the second are complete
+      }
+      multiply_state<Config>(stage.queries, shared_.state, shared_.z, z_is_column(), out,
+                             denominators);
     }
     finish_read(by_rows(out), inverse_power(Base::state_factor(n)), denominators, stage.numbers,
                 z_row(n));
-    if (params_.dots) dot(by_rows(out), stage.numbers, tokens);
+    if (kTransposed && params_.dots) dot(by_rows(out), stage.numbers, tokens);
     if (params_.causal) {
-      weigh_scores<Config, kWalk>(by_rows(scores), stage.numbers, of_queries, z_is_row());
+      weigh_scores<Config, kWalk>(by_rows(scores), stage.numbers, kOfQueries, z_is_row());
       if (z_is_column()) Base::add_scores(by_rows(scores), denominators);
       if (shape_.decay.data) state_.decay(weights.total);
       const bool weighted = weighs_keys(shape_, params_.numbers);
@@ -170,15 +182,15 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
       multiply_values<Config, kWalk, true>(stage.keys, stage.values, weights.write, weighted,
                                            Term::kFirst, extra_values,
                                            as_operand_a<Element>(scores), out, state_);
-      if (params_.exact)
+      if (is_exact())
         multiply_values<Config, kWalk, false>(stage.keys, stage.values, weights.write, weighted,
                                               Term::kSecond, extra_values, 0, out, state_);
       if (z_is_row())
-        add_extra_row<Config>(stage.values, stage.numbers, of_queries, weights, z_row(n),
+        add_extra_row<Config>(stage.values, stage.numbers, kOfQueries, weights, z_row(n),
                               z_row(n + 1));
     }
     if (z_is_column()) Base::divide(by_rows(out), denominators, tokens);
-    else if (of_queries) Base::scale(by_rows(out), stage.numbers);
+    else if (kOfQueries) Base::scale(by_rows(out), stage.numbers);
     store(out, stage.queries, tokens);
   }
 
@@ -197,7 +209,7 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       float read = shape_.decay.data ? shared_.weights.read[row_of(r)] : 1.0f;
-      float extra = params_.numbers.of_queries ? numbers.extra[row_of(r)] : 1.0f;
+      float extra = kOfQueries ? numbers.extra[row_of(r)] : 1.0f;
       denominators[r] *= read;
       CUTE_UNROLL
       for (int c = 0; c < size<1>(out); ++c) {
@@ -255,14 +267,14 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
     __syncthreads();  // z is complete, the weights are used up
     place_ = Base::find_place();
     const float* z = z_row(place_.chunks());
-    if (params_.products) {
+    if (kResult == Result::kDq && params_.products) {
       StatePart other = part(params_.product_start, params_.product_first);
       float sum = other.s ? state_.product(other) : 0.0f;
       if (z_is_row() && other.z && threadIdx.x < kValues && threadIdx.x < other.columns)
         sum += z[threadIdx.x] * other.z[threadIdx.x];
       Base::store_product(sum);
     }
-    if (!params_.last.s) return;
+    if (kResult == Result::kDv || !params_.last.s) return;
     StatePart to = part({}, {params_.last.s, params_.last.z});
     state_.store(to, z_is_column() && place_.slice == 0);
     if (z_is_row() && threadIdx.x < kValues && threadIdx.x < to.columns)
@@ -272,11 +284,21 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
   State<Config> state_;
 };
 
-template <class Config, Walk kWalk>
+template <class Config, Result kResult>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     walk_kernel(const __grid_constant__ WalkParams params) {
   extern __shared__ uint128_t shared_memory[];
-  WalkBlock<Config, kWalk>(params, *reinterpret_cast<WalkShared<Config>*>(shared_memory)).run();
+  auto& shared = *reinterpret_cast<WalkShared<Config>*>(shared_memory);
+  WalkBlock<Config, kResult>(params, shared).run();
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
+    sweep_kernel(const __grid_constant__ SweepParams sweep) {
+  extern __shared__ uint128_t shared_memory[];
+  auto& shared = *reinterpret_cast<WalkShared<Config>*>(shared_memory);
+  if (is_of_dk(sweep)) WalkBlock<Config, Result::kDk>(sweep.dk, shared).run();
+  else WalkBlock<Config, Result::kDv>(sweep.dv, shared).run();
 }
 
 }  // namespace tileattn::cuda

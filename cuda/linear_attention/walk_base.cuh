@@ -18,7 +18,9 @@ class WalkBase {
   CUTE_DEVICE Place find_place() const {
     int block = blockIdx.x;
     asm volatile("" : "+r"(block));
-    return {shape_, params_.slices, block};
+    Place place(shape_, params_.all_slices, block);
+    place.slice -= params_.first_slice;
+    return place;
   }
 
   /// The block's part of the states of its segment, or of the only ones, from a column on.
@@ -117,5 +119,11 @@ class WalkBase {
   Shared& shared_;
   Place place_;
 };
+
+/// Whether a block of a sweep belongs to dk.
+CUTE_DEVICE bool is_of_dk(const SweepParams& sweep) {
+  const WalkParams& dk = sweep.dk;
+  return blockIdx.x / dk.shape.segments % dk.all_slices < dk.slices;
+}
 
 }  // namespace tileattn::cuda
