@@ -20,7 +20,7 @@
 // Roofline at D = 128, a token and head: 1024 bytes of memory (q, k, v, out; the slices of a head
 // share queries and keys in the L2 cache, 1280 bytes are read in all); 2560 of the backward, whose
 // blocks of dk and dv share what they read too. Counted in the PTX simulator, forward with a decay,
-// a warp and chunk: 188 mma, 92 ldmatrix, 3300 instructions (float16: 3500), 1500 of them integer
+// a warp and chunk: 188 mma, 92 ldmatrix, 3000 instructions (float16: 3200), 1450 of them integer
 // (addresses): it is the issue of instructions that bounds it, before tensor cores and memory.
 #pragma once
 
