@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from cases import Case, compare, run, upstream
 from torch import Tensor
 
-from tileattn import attention
+from tileattn import attention, linear_attention, neighborhood_attention
 
 CASE = Case(bias="bhq", options={"causal": True, "window": (30, 0)})
 
@@ -116,3 +117,32 @@ def test_nan_in_hidden_tokens_stays_there(dtype: torch.dtype, device: str) -> No
     expected, actual = (run(attention, t, options, gradients) for t in (clean, dirty))
     for name, value in expected.items():
         assert torch.equal(actual[name], value), name
+
+
+def _windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attention(q, k, v, window=(40, 40))
+
+
+def _neighborhood(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return neighborhood_attention(q, k, v, window=128, stride=128)
+
+
+def _linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return linear_attention(q, k, v, log_decay=torch.full(q.shape[2:3], -0.1))
+
+
+@pytest.mark.parametrize("dim", [64, 72])
+@pytest.mark.parametrize("attend", [_windowed, _neighborhood, _linear])
+def test_large_results_equal_those_of_single_heads(attend: Any, dim: int) -> None:
+    """Large results are written past the caches, where their rows are aligned."""
+    generator = torch.Generator().manual_seed(dim)
+    q, k, v, dout = (torch.randn(1, 2048, 8, dim, generator=generator) for _ in range(4))
+
+    def results(heads: slice) -> list[Tensor]:
+        leaves = [t[:, :, heads].requires_grad_() for t in (q, k, v)]
+        out = attend(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, dout[:, :, heads])]
+
+    alone = [results(slice(h, h + 1)) for h in range(8)]
+    for whole, *heads in zip(results(slice(None)), *alone, strict=True):
+        torch.testing.assert_close(whole, torch.cat(heads, 2), rtol=1e-4, atol=1e-5)

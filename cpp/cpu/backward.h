@@ -61,13 +61,14 @@ void store_dq(const BackwardPlan& plan, Task task) {
   const Tiles tiles(p, *task.sequence);
   const auto queries = tiles.queries(task.tile);
   const auto to = tiles.rows(queries, p.dq, task.head);
+  const RowWriter writer(p);
   for (int r = 0; r < queries.size(); ++r) {
     float sum[kMaxDim] = {};
     for (int chunk = 0; chunk < plan.chunks; ++chunk) {
       const float* dq = part(dq_rows(plan, tiles, queries, chunk, task.head), r).data;
       for (int d = 0; d < p.dim; ++d) sum[d] += dq[d];
     }
-    store_row(sum, to.row(r), p.dtype, p.dim, p.scale);
+    writer.write(sum, to.row(r), p.dim, p.scale);
   }
 }
 
@@ -222,12 +223,13 @@ void backward_keys(const BackwardPlan& plan, const Sequence* sequences, int coun
       for (int w = 0; w < walk.size(); ++w)
         backward_tile(plan, seq, chunk, head, tiles, tiles.queries(walk[w]), keys, tile);
   }
+  const RowWriter writer(p);
   for (int panel = 0; panel < keys.panels(); ++panel) {
     auto dk = first.rows(keys, panel, p.dk, p.dextra_k, kv_head);
     auto dv = first.rows(keys, panel, p.dv, p.dextra_v, kv_head);
     for (int j = 0; j < keys.count(panel); ++j) {
-      store_row(part(tile.dk, panel * kPanel + j).data, dk.row(j), p.dtype, p.dim, 1.0f);
-      store_row(part(tile.dv, panel * kPanel + j).data, dv.row(j), p.dtype, p.dim_v, 1.0f);
+      writer.write(part(tile.dk, panel * kPanel + j).data, dk.row(j), p.dim, 1.0f);
+      writer.write(part(tile.dv, panel * kPanel + j).data, dv.row(j), p.dim_v, 1.0f);
     }
   }
 }

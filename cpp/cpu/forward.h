@@ -74,9 +74,10 @@ template <class Tiles>
 void store_forward(const AttentionForward& p, const Sequence& seq, int head, const Tiles& tiles,
                    const typename Tiles::Queries& queries, const ForwardTile& tile,
                    const OnlineSoftmax& softmax) {
+  const RowWriter writer(p);
   auto out = tiles.rows(queries, p.out, head);
   for (int r = 0; r < queries.size(); ++r) {
-    store_row(part(tile.out, r).data, out.row(r), p.dtype, p.dim_v, softmax.inverse_sum(r));
+    writer.write(part(tile.out, r).data, out.row(r), p.dim_v, softmax.inverse_sum(r));
     p.lse[(seq.row + tiles.token(queries, r)) * p.heads_q + head] = softmax.lse(r);
   }
 }

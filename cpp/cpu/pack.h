@@ -6,6 +6,7 @@
 #include "cpu/micro_kernel.h"
 #include "cpu/plan.h"
 #include "cpu/vec.h"
+#include "tileattn/linear_attention.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -76,6 +77,41 @@ inline void store_row(const float* from, void* to, DType dtype, int count, float
   }
 }
 
+/// Writes rows of a result. Those of a large one go past the caches where they can: to be stored
+/// there, their lines would be read from memory first, and the call does not come back to them.
+class RowWriter {
+ public:
+  /// `elements` of the whole result.
+  RowWriter(DType dtype, std::int64_t elements)
+      : dtype_(dtype), streams_(dtype == DType::kFloat32 && elements >= kLarge) {}
+  explicit RowWriter(const AttentionProblem& p)
+      : RowWriter(p.dtype, std::int64_t{p.cu_seqlens_q ? 1 : p.batch} * p.len_q * p.heads_q *
+                               imax(p.dim, p.dim_v)) {}
+  explicit RowWriter(const LinearAttentionProblem& p)
+      : RowWriter(p.dtype, std::int64_t{p.cu_seqlens ? 1 : p.batch} * p.len * p.heads_q *
+                               imax(p.dim, p.dim_v)) {}
+  RowWriter(const RowWriter&) = delete;
+  RowWriter& operator=(const RowWriter&) = delete;
+  ~RowWriter() {
+    if (streams_) finish_streams();
+  }
+
+  /// to[i] = factor * from[i], rounded
+  void write(const float* from, void* to, int count, float factor) const {
+    int i = 0;
+    if (streams_ && reinterpret_cast<std::uintptr_t>(to) % kVecBytes == 0)
+      for (; i + kWidth <= count; i += kWidth)
+        stream(static_cast<float*>(to) + i, factor * load(from + i));
+    if (i == count) return;
+    store_row(from + i, static_cast<char*>(to) + i * bytes_of(dtype_), dtype_, count - i, factor);
+  }
+
+ private:
+  static constexpr std::int64_t kLarge = 1 << 20;  // 4 MiB: more than a core's own caches
+  DType dtype_;
+  bool streams_;
+};
+
 inline const char* bytes(const void* data) { return static_cast<const char*>(data); }
 inline char* bytes(void* data) { return static_cast<char*>(data); }
 
@@ -134,10 +170,13 @@ void load_transposed(const Rows& from, int rows, int dim, float* panel) {
     int count = imax(0, imin(kWidth, rows - first));
     for (int r = first + count; r < imin(first + 2 * kWidth, rows); ++r)
       prefetch(from.row(r), dim * bytes_of(from.dtype));
-    load_rows(from, first, count, kWidth, dim, 1.0f, {strip, stride});
+    const bool whole = from.dtype == DType::kFloat32 && dim % kWidth == 0 && count == kWidth;
+    if (!whole) load_rows(from, first, count, kWidth, dim, 1.0f, {strip, stride});
     for (int d = 0; d < dim; d += kWidth) {
       Vec square[kWidth];
-      for (int r = 0; r < kWidth; ++r) square[r] = load(strip + r * stride + d);
+      for (int r = 0; r < kWidth; ++r)
+        square[r] = whole ? load(reinterpret_cast<const float*>(from.row(first + r)) + d)
+                          : load(strip + r * stride + d);
       transpose(square);
       for (int i = 0; i < imin(kWidth, dim - d); ++i)
         store(panel + (d + i) * kPanel + first, square[i]);

@@ -29,6 +29,21 @@ constexpr float kInfinity = __builtin_inff();
 
 inline Vec load(const float* from) { return *reinterpret_cast<const VecInMemory*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<VecInMemory*>(to) = value; }
+/// Past the caches, to an aligned place; other threads see it after finish_streams().
+inline void stream(float* to, Vec value) {
+#if defined(__AVX512F__)
+  __builtin_ia32_movntps512(to, value);
+#elif defined(__AVX2__)
+  __builtin_ia32_movntps256(to, value);
+#else
+  store(to, value);
+#endif
+}
+inline void finish_streams() {
+#if defined(__AVX2__)
+  __builtin_ia32_sfence();
+#endif
+}
 inline Vec broadcast(float value) { return value - Vec{}; }
 
 /// The larger of each pair; b where either is NaN (as the hardware's instruction does).

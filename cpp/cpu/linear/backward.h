@@ -47,6 +47,7 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
   Prefetches ahead;
   chunk.ahead = &ahead;
   transpose_state(plain_state, p.dim, value_dim(p), chunk.state);
+  const RowWriter writer(p);
   ChunkDecay decay(Walk::kForwards);
   for (int n = 0; n < chunks_in(span); ++n) {
     const ChunkTokens tokens = chunk_of(p, span, n);
@@ -76,7 +77,7 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
     }
     auto dq = rows_of(p.dq, p.dtype, tokens.batch, tokens.head, tokens.begin);
     for (int r = 0; r < tokens.rows; ++r)
-      store_row(chunk.out.data + r * chunk.out.stride, dq.row(r), p.dtype, p.dim, p.scale);
+      writer.write(chunk.out.data + r * chunk.out.stride, dq.row(r), p.dim, p.scale);
   }
   transpose_state(chunk.state, value_dim(p), p.dim, plain_state);
 }
@@ -160,9 +161,16 @@ inline void sum_dlog_decay(const LinearAttentionBackward& p, const ChunkTokens& 
   product = through + received;
 }
 
-inline void add_rows(RowMajor from, int rows, bool first, RowMajor to) {
-  for (std::int64_t i = 0; i < rows * to.stride; i += kWidth)
-    store(to.data + i, first ? load(from.data + i) : load(to.data + i) + load(from.data + i));
+/// What query head n gives to the sum over heads, which begins as the first head's.
+inline void add_out(Chunk& of_head, int n, RowMajor& sum) {
+  const RowMajor out = of_head.out;
+  if (n == 0) {
+    of_head.out = sum;
+    sum = out;
+    return;
+  }
+  for (std::int64_t i = 0; i < of_head.rows * out.stride; i += kWidth)
+    store(sum.data + i, load(sum.data + i) + load(out.data + i));
 }
 
 /// One chunk of query head n of its key head.
@@ -184,8 +192,7 @@ inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTok
   transpose_panel(sweep.gradient, p.dim, tokens.rows, dk.out);
   if (p.dlog_decay) {
     for (int t = 0; t < tokens.rows; ++t)
-      given.after[t] =
-          dot(part(dk.out, t).data, part(dv.queries, t).data, static_cast<int>(dk.out.stride));
+      given.after[t] = dot(part(dk.out, t).data, part(dv.queries, t).data, round_up(p.dim, kWidth));
     sum_dlog_decay(p, tokens, decay, given, product);
   }
   read_state(dv, decay);
@@ -193,8 +200,8 @@ inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTok
     for (Chunk* chunk : {&dk, &dv}) add_values(*chunk, decay.walk());
     update_state(dv, decay);
   }
-  add_rows(dk.out, tokens.rows, n == 0, sweep.dk);
-  add_rows(dv.out, tokens.rows, n == 0, sweep.dv);
+  add_out(dk, n, sweep.dk);
+  add_out(dv, n, sweep.dv);
 }
 
 /// Asks for what follows a chunk of the n-th query head: the next head's, or the chunk before.
@@ -215,6 +222,7 @@ void backward_keys(const LinearAttentionBackward& p, LinearSpan span, float* dst
   const int group = p.heads_q / p.heads_kv, kv_head = span.head;
   Arena arena(scratch);
   Sweep sweep(p, dstates, arena);
+  const RowWriter writer(p);
   ChunkDecay decay(Walk::kBackwards);
   for (int chunk = chunks_in(span) - 1; chunk >= 0; --chunk) {
     ChunkTokens tokens{};
@@ -228,8 +236,8 @@ void backward_keys(const LinearAttentionBackward& p, LinearSpan span, float* dst
     auto dk = rows_of(p.dk, p.dtype, tokens.batch, kv_head, tokens.begin);
     auto dv = rows_of(p.dv, p.dtype, tokens.batch, kv_head, tokens.begin);
     for (int r = 0; r < tokens.rows; ++r) {
-      store_row(sweep.dk.data + r * sweep.dk.stride, dk.row(r), p.dtype, p.dim, key_factor(p));
-      store_row(sweep.dv.data + r * sweep.dv.stride, dv.row(r), p.dtype, p.dim_v, 1.0f);
+      writer.write(sweep.dk.data + r * sweep.dk.stride, dk.row(r), p.dim, key_factor(p));
+      writer.write(sweep.dv.data + r * sweep.dv.stride, dv.row(r), p.dim_v, 1.0f);
     }
   }
 }

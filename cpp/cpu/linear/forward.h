@@ -26,7 +26,8 @@ inline void accumulate(const LinearAttentionProblem& p, LinearSpan span, float* 
 }
 
 /// Epilogue: numerators leave the loop, divided if they are normalized.
-inline void store_out(const LinearAttentionForward& p, const ChunkTokens& c, RowMajor out) {
+inline void store_out(const LinearAttentionForward& p, const ChunkTokens& c, RowMajor out,
+                      const RowWriter& writer) {
   auto rows = rows_of(p.out, p.dtype, c.batch, c.head, c.begin);
   for (int r = 0; r < c.rows; ++r) {
     const float* row = out.data + r * out.stride;
@@ -37,7 +38,7 @@ inline void store_out(const LinearAttentionForward& p, const ChunkTokens& c, Row
       std::int64_t token = std::int64_t{c.batch} * p.len + c.begin + r;
       p.denominator[token * p.heads_q + c.head] = denominator;
     }
-    store_row(row, rows.row(r), p.dtype, p.dim_v, factor);
+    writer.write(row, rows.row(r), p.dim_v, factor);
   }
 }
 
@@ -60,6 +61,7 @@ inline void forward(const LinearAttentionForward& p, LinearSpan span, float* sta
   features.dim = state_rows(p);
   features.keys = keys;
   float* queries = taylor2 ? arena.take(features.dim, kPanel).data : nullptr;
+  const RowWriter writer(p);
   ChunkDecay decay(Walk::kForwards);
   for (int n = 0; n < chunks_in(span); ++n) {
     const ChunkTokens tokens = chunk_of(p, span, n);
@@ -87,7 +89,7 @@ inline void forward(const LinearAttentionForward& p, LinearSpan span, float* sta
       add_values(chunk, decay.walk());
       update_state(features, decay);
     }
-    store_out(p, tokens, chunk.out);
+    store_out(p, tokens, chunk.out, writer);
   }
 }
 

@@ -68,6 +68,7 @@ inline void taylor2_backward_queries(const LinearAttentionBackward& p, LinearSpa
   float* dout = arena.take(value_dim(p), kPanel).data;
   float* queries = arena.take(features.dim, kPanel).data;
   float* gradient = arena.take(features.dim, kPanel).data;
+  const RowWriter writer(p);
   ChunkDecay decay(Walk::kForwards);
   for (int n = 0; n < chunks_in(span); ++n) {
     const ChunkTokens tokens = chunk_of(p, span, n);
@@ -102,7 +103,7 @@ inline void taylor2_backward_queries(const LinearAttentionBackward& p, LinearSpa
     }
     auto dq = rows_of(p.dq, p.dtype, tokens.batch, tokens.head, tokens.begin);
     for (int r = 0; r < rows; ++r)
-      store_row(part(for_dq.out, r).data, dq.row(r), p.dtype, p.dim, query_factor(p));
+      writer.write(part(for_dq.out, r).data, dq.row(r), p.dim, query_factor(p));
   }
 }
 
@@ -184,8 +185,8 @@ inline void backward_keys_chunk(const LinearAttentionBackward& p, const ChunkTok
     for (Chunk* chunk : {&dk, &dv}) add_values(*chunk, decay.walk());
     update_state(features, decay);
   }
-  add_rows(dk.out, rows, n == 0, sweep.dk);
-  add_rows(dv.out, rows, n == 0, sweep.dv);
+  add_out(dk, n, sweep.dk);
+  add_out(dv, n, sweep.dv);
 }
 
 }  // namespace tileattn::cpu::TILEATTN_ISA
