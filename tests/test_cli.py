@@ -133,6 +133,15 @@ def test_bench_compares_the_formula_of_linear_attention() -> None:
     torch.testing.assert_close(formula, ours, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [(2, 3), (3, 9)])
+def test_bench_compares_dense_attention_on_the_same_blocks(window: tuple[int, ...]) -> None:
+    workload = GridWorkload((6, 9), window, window, heads=2, dim=16)
+    functions = workload.functions("cpu", flex=False)
+    ours, blocks = (functions[name]() for name in ("tileattn", "blocks"))
+    assert isinstance(ours, torch.Tensor) and isinstance(blocks, torch.Tensor)
+    torch.testing.assert_close(blocks, workload._blocks(ours), rtol=1e-5, atol=1e-5)
+
+
 def test_bench_compares_flex_attention_on_the_same_neighborhood() -> None:
     """The mask that FlexAttention gets hides what our kernel hides."""
     functions = GridWorkload((6, 9), (3, 4), (2, 3), heads=2, dim=16).functions("cpu", flex=True)

@@ -130,7 +130,6 @@ template <class Tiles>
 void ask_for_queries(const AttentionForward& p, const Tiles& tiles,
                      const typename Tiles::Queries& queries, int head, Prefetches& ahead) {
   ahead.ask(tiles.rows(queries, p.q, head), queries.size(), p.dim);
-  ahead.ask(tiles.rows(queries, p.out, head), queries.size(), p.dim_v);
 }
 
 template <class Tiles>

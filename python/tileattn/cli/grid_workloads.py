@@ -1,4 +1,5 @@
-"""Neighborhood attention as ``tileattn bench`` measures it, beside attention over all tokens."""
+"""Neighborhood attention as ``tileattn bench`` measures it, beside attention over all tokens and,
+where it falls into blocks, beside attention over a batch of these (cut and copied before)."""
 
 from __future__ import annotations
 
@@ -64,11 +65,30 @@ class GridWorkload:
             "tileattn": call(self._tileattn(), on_grid, self.backward),
             "dense": call(lambda q, k, v: attention(q, k, v), in_a_row, self.backward),
         }
+        if self._is_made_of_blocks:
+            blocks = [leaf(self._blocks(t), self.backward) for t in on_grid]
+            found["blocks"] = call(lambda q, k, v: attention(q, k, v), blocks, self.backward)
         # On the CPU, FlexAttention has no fused backward: it would hold all scores.
         if flex and not (device == "cpu" and self.backward):
             heads_first = [leaf(t.transpose(1, 2), self.backward) for t in in_a_row]
             found |= calls_that_work({"flex": self._flex(device)}, heads_first, self.backward)
         return found
+
+    @property
+    def _is_made_of_blocks(self) -> bool:
+        """Whether it is dense attention within each window."""
+        whole = all(n % w == 0 for n, w in zip(self.grid, self.window, strict=True))
+        return whole and self.window == self.stride
+
+    def _blocks(self, tensor: Tensor) -> Tensor:
+        """[1, *grid, heads, dim] as a batch of windows, [windows, tokens of one, heads, dim]."""
+        rank = len(self.grid)
+        split = zip(self.grid, self.window, strict=True)
+        tensor = tensor.detach().reshape(
+            *(n for g, w in split for n in (g // w, w)), self.heads, -1
+        )
+        order = (*range(0, 2 * rank, 2), *range(1, 2 * rank, 2), 2 * rank, 2 * rank + 1)
+        return tensor.permute(order).flatten(0, rank - 1).flatten(1, rank)
 
     def _tileattn(self) -> Callable[..., Tensor]:
         window, stride = self.window, self.stride or 1
