@@ -116,15 +116,20 @@ int chunks_for(const std::vector<Sequence>& sequences, int threads, std::int64_t
 /// about equally busy.
 bool heads_fill_threads(const AttentionProblem& p, const std::vector<Sequence>& sequences,
                         int threads) {
+  constexpr double kMost = 1.1;  // of the mean
+  auto cost = [](const Sequence& s) { return double(s.len_k) * (s.len_q + kTile.queries); };
   std::vector<double> busy(std::max(threads, 1), 0.0);
-  double total = 0;
+  double total = 0, largest = 0;
+  for (const Sequence& s : sequences) {
+    total += cost(s) * p.heads_kv;
+    largest = std::max(largest, cost(s));
+  }
+  // No thread is busier than all on average and the largest pair together.
+  if (total + largest * busy.size() <= kMost * total) return true;
   for (const Sequence& s : sequences)
-    for (int head = 0; head < p.heads_kv; ++head) {
-      double cost = double(s.len_k) * (s.len_q + kTile.queries);
-      *std::min_element(busy.begin(), busy.end()) += cost;
-      total += cost;
-    }
-  return *std::max_element(busy.begin(), busy.end()) * busy.size() <= 1.1 * total;
+    for (int head = 0; head < p.heads_kv; ++head)
+      *std::min_element(busy.begin(), busy.end()) += cost(s);
+  return *std::max_element(busy.begin(), busy.end()) * busy.size() <= kMost * total;
 }
 
 /// A task is a key head.
