@@ -42,7 +42,7 @@ CASES = {
     "2d perfectly block-sparse": GridCase((48, 32), options((32, 16), stride=(16, 16)), batch=1),
     "2d blocks of several parts": GridCase((48, 40), options((16, 8), stride=(16, 8)), batch=1),
     "2d causal blocks, dilated": GridCase(
-        (24, 36), options((8, 6), stride=(8, 6), dilation=(1, 2), causal=True), batch=1
+        (48, 18), options((8, 6), stride=(8, 6), dilation=(2, 1), causal=True), batch=1
     ),
     "2d wide": GridCase((3, 200), options((2, 70)), batch=1),
     "2d tall": GridCase((200, 3), options((70, 2)), batch=1),

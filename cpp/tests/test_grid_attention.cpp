@@ -209,7 +209,7 @@ TEST(Attention, OnGridsEqualsLoops) {
       {3, {{4, 3, 1, 1, 0, true}, {6, 2, 2, 2}, {9, 5, 2, 1}}},
       // Several parts, the last one smaller.
       {1, {{}, {}, {700, 130, 130, 1}}},
-      {2, {{}, {24, 8, 8, 1}, {36, 6, 6, 2, 0, true}}},
+      {2, {{}, {48, 8, 8, 2}, {18, 6, 6, 1, 0, true}}},
   };
   for (const NeighborhoodSpec& spec : specs)
     for (int extra : {0, 3, 70})

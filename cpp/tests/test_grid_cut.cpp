@@ -67,6 +67,7 @@ TEST(GridCut, PartsHaveThePatternOfTheGrid) {
       one_axis(600, 90, 90),
       one_axis(600, 90, 90, 1, true),
       one_axis(800, 300, 300, 2),
+      one_axis(1201, 100, 100, 2),
       one_axis(600, 13, 13),
       one_axis(600, 13, 4),
       {1, {{}, {}, {600, 90, 90, 1, 40}}, true},
@@ -90,6 +91,7 @@ TEST(GridCut, BlocksArePartsUnlessTheyAreSmall) {
   EXPECT_EQ(parts_of({3, {{16, 8, 8}, {32, 16, 16}, {32, 16, 16}}}).size(), 8u);
   EXPECT_EQ(parts_of(one_axis(4096, 16, 16)).size(), 16u);               // of 16 blocks
   EXPECT_EQ(parts_of({2, {{}, {64, 4, 4}, {64, 4, 4}}}).size(), 16u);    // rows of blocks
+  EXPECT_EQ(parts_of(one_axis(4096, 256, 256, 2)).size(), 16u);          // 8 of each group
   EXPECT_EQ(parts_of(one_axis(4096, 256, 128)).size(), 1u);              // windows overlap
   EXPECT_EQ(parts_of({2, {{}, {64, 16, 1}, {64, 16, 16}}}).size(), 4u);  // on one axis
 }
