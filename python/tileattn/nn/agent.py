@@ -10,6 +10,37 @@ from tileattn.linear_variants import agent_attention
 from tileattn.nn.linear_variants import SelfAttentionModule
 
 
+class _BiasTables(nn.ParameterList):
+    """A coarse map, one entry per row and one per column, for each head and agent."""
+
+    def __init__(
+        self,
+        heads: int,
+        image: tuple[int, int],
+        agents: tuple[int, int],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        shapes = (agents, (image[0], 1), (1, image[1]))
+        count = agents[0] * agents[1]
+        super().__init__(
+            torch.empty(heads, count, *shape, device=device, dtype=dtype) for shape in shapes
+        )
+        self.image = image
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for table in self:
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def bias(self) -> Tensor:
+        """[H, agents, pixels]."""
+        coarse, rows, columns = self
+        enlarged = F.interpolate(coarse, size=self.image, mode="bilinear")
+        bias: Tensor = (enlarged + rows + columns).flatten(2)
+        return bias
+
+
 class AgentAttention(SelfAttentionModule):
     """Agents pooled from the queries of an image stand between its queries and keys.
 
@@ -42,14 +73,9 @@ class AgentAttention(SelfAttentionModule):
         if any(not 1 <= a <= size for a, size in zip(agents, image, strict=True)):
             raise ValueError(f"agents are {agents}; each must be from 1 to that of image, {image}")
         self.image, self.agents = image, agents
-        count = agents[0] * agents[1]
-
-        def tables() -> nn.ParameterList:
-            shapes = (agents, (image[0], 1), (1, image[1]))
-            made = (torch.empty(num_heads, count, *s, device=device, dtype=dtype) for s in shapes)
-            return nn.ParameterList(nn.init.trunc_normal_(table, std=0.02) for table in made)
-
-        self.gather_tables, self.spread_tables = tables(), tables()
+        self.gather_tables, self.spread_tables = (
+            _BiasTables(num_heads, image, agents, device, dtype) for _ in range(2)
+        )
         self.local = nn.Conv2d(
             embed_dim, embed_dim, 3, padding=1, groups=embed_dim, device=device, dtype=dtype
         )
@@ -69,17 +95,10 @@ class AgentAttention(SelfAttentionModule):
             k.flatten(1, 2),
             v.flatten(1, 2),
             pooled.unflatten(-1, (self.num_heads, self.head_dim)),
-            gather_bias=self._bias(self.gather_tables).unsqueeze(0),
-            spread_bias=self._bias(self.spread_tables).mT.unsqueeze(0),
+            gather_bias=self.gather_tables.bias().unsqueeze(0),
+            spread_bias=self.spread_tables.bias().mT.unsqueeze(0),
             backend=backend,
         )
         local = self.local(images[1]).movedim(1, -1)
         result: Tensor = self.out_proj(out.flatten(-2).unflatten(1, self.image) + local)
         return result
-
-    def _bias(self, tables: nn.ParameterList) -> Tensor:
-        """[H, agents, pixels]."""
-        coarse, rows, columns = tables
-        enlarged = F.interpolate(coarse, size=self.image, mode="bilinear")
-        bias: Tensor = (enlarged + rows + columns).flatten(2)
-        return bias

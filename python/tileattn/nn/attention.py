@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from tileattn.dense import attention
+from tileattn.nn.resettable import ResettableModule
 
 
-class Attention(nn.Module):
+class Attention(ResettableModule):
     """Multi-head or grouped-query attention with its four projections.
 
     Args:
@@ -67,8 +68,13 @@ class Attention(nn.Module):
         self.k_proj = linear(embed_dim, num_kv_heads * self.head_dim)
         self.v_proj = linear(embed_dim, num_kv_heads * self.head_dim)
         self.out_proj = linear(num_heads * self.head_dim, embed_dim)
-        sinks = torch.zeros(num_heads, device=device, dtype=dtype) if learn_sinks else None
+        sinks = torch.empty(num_heads, device=device, dtype=dtype) if learn_sinks else None
         self.sinks = nn.Parameter(sinks) if sinks is not None else None
+        self._reset_own()
+
+    def _reset_own(self) -> None:
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
 
     def forward(
         self,

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from tileattn.feature_maps import hedgehog, hedgehog_joint, relu_random
+from tileattn.nn.resettable import ResettableModule
 
 
-class HedgehogFeatureMap(nn.Module):
+class HedgehogFeatureMap(ResettableModule):
     """A learned matrix per head, then softmax of both signs; F = 2 * features.
 
     Args:
@@ -43,8 +44,13 @@ class HedgehogFeatureMap(nn.Module):
                 "be at least 1"
             )
         self.joint = joint
-        eye = torch.eye(head_dim, features, device=device, dtype=dtype)
-        self.weight = nn.Parameter(eye.repeat(num_heads, 1, 1))
+        shape = (num_heads, head_dim, features)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self._reset_own()
+
+    @torch.no_grad()
+    def _reset_own(self) -> None:
+        self.weight.zero_().diagonal(dim1=1, dim2=2).fill_(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H, D] -> [..., H, 2 M]."""
@@ -56,7 +62,13 @@ class HedgehogFeatureMap(nn.Module):
         return f"num_heads={heads}, head_dim={dim}, features={features}, joint={self.joint}"
 
 
-class RandomReluFeatureMap(nn.Module):
+def draw_projection(projection: Tensor, generator: torch.Generator | None) -> None:
+    """Fills R with normal numbers, the same ones for every device and dtype of R."""
+    where = "cpu" if generator is None else generator.device
+    projection.copy_(torch.randn(projection.shape, generator=generator, device=where))
+
+
+class RandomReluFeatureMap(ResettableModule):
     """relu(x R / b) / sqrt(M) with a fixed normal R [D, M].
 
     Args:
@@ -91,8 +103,13 @@ class RandomReluFeatureMap(nn.Module):
                 "be positive"
             )
         self.bandwidth = bandwidth
-        projection = torch.randn(head_dim, features, generator=generator)
-        self.register_buffer("projection", projection.to(device=device, dtype=dtype))
+        self.register_buffer(
+            "projection", torch.empty(head_dim, features, device=device, dtype=dtype)
+        )
+        self._reset_own(generator)
+
+    def _reset_own(self, generator: torch.Generator | None = None) -> None:
+        draw_projection(self.projection, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]."""

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tileattn import _checks
 from tileattn.decays import transnormer
 from tileattn.linear import linear_attention
+from tileattn.nn.resettable import ResettableModule
 
 
-class LightningAttention(nn.Module):
+class LightningAttention(ResettableModule):
     """out_proj(sigmoid(gate(x)) * norm(linear attention of silu(qkv(x)) with constant decay)).
 
     Args:
         embed_dim: channels C of the input and output.
         num_heads: H.
         head_dim: channels per head; ``embed_dim // num_heads`` by default.
-        log_decay: [H]; that of TransNormerLLM for this ``layer`` of ``num_layers`` by default.
+        log_decay: [H]; that of TransNormerLLM for this ``layer`` of ``num_layers`` by default. A
+            constant: float32 whatever the module is cast to. It is in the state dict; one without
+            it, of a model that computes its decays, leaves that of the constructor.
         layer, num_layers: place of the layer in the model, from 0.
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: head counts or channels that do not divide.
+        TypeError, ValueError: head counts or channels that do not divide, a log_decay that is no
+            floating tensor [H].
 
     Source: Qin et al., Lightning Attention-2 (2024); MiniMax-01 (2025), section 2.
     """
@@ -51,13 +57,11 @@ class LightningAttention(nn.Module):
             )
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
-        if log_decay is None:
-            log_decay = transnormer(num_heads, layer=layer, num_layers=num_layers)
-        if tuple(log_decay.shape) != (num_heads,):
-            raise ValueError(
-                f"log_decay has shape {list(log_decay.shape)}; it must be [heads] = [{num_heads}]"
-            )
-        self.register_buffer("log_decay", log_decay.to(device), persistent=False)
+        self._initial_decay = _initial_decay(log_decay, num_heads, layer, num_layers)
+        self.register_buffer(
+            "log_decay", torch.empty(num_heads, device=device, dtype=torch.float32)
+        )
+        self._reset_own()
         inner = num_heads * self.head_dim
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -68,13 +72,41 @@ class LightningAttention(nn.Module):
         self.norm = nn.RMSNorm(inner, eps=1e-6, device=device, dtype=dtype)
         self.out_proj = linear(inner, embed_dim)
 
+    def _reset_own(self) -> None:
+        if self._initial_decay.is_meta and not self.log_decay.is_meta:
+            raise RuntimeError(
+                "log_decay was given on meta, so its values are not known here; load a state dict "
+                "that holds them"
+            )
+        self.log_decay.copy_(self._initial_decay)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LightningAttention:
         """The decay moves with the module but stays float32 when the module is cast."""
         exact = self.log_decay
         super()._apply(fn, recurse)
-        if self.log_decay.device.type != "meta" and exact.device.type != "meta":
+        if self.log_decay.dtype != exact.dtype:
             self.log_decay = exact.to(self.log_decay.device)
         return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = f"{prefix}log_decay"
+        if key in state_dict:
+            state_dict[key] = state_dict[key].float()
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key in missing_keys and not (self.log_decay.is_meta or self._initial_decay.is_meta):
+            missing_keys.remove(key)
+            self._reset_own()
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, *, backend: str | None = None
@@ -108,3 +140,19 @@ class LightningAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}"
+
+
+def _initial_decay(log_decay: Tensor | None, heads: int, layer: int, num_layers: int) -> Tensor:
+    """float32 [H], with its values on the CPU also where modules are built on meta."""
+    if log_decay is None:
+        with torch.device("cpu"):
+            return transnormer(heads, layer=layer, num_layers=num_layers)
+    _checks.require_tensor("log_decay", log_decay)
+    if log_decay.dtype not in _checks.FLOAT_DTYPES:
+        raise TypeError(f"log_decay has dtype {log_decay.dtype}; it must be a floating dtype")
+    if tuple(log_decay.shape) != (heads,):
+        raise ValueError(
+            f"log_decay has shape {list(log_decay.shape)}; it must be [heads] = [{heads}]"
+        )
+    where = "meta" if log_decay.is_meta else "cpu"
+    return log_decay.detach().to(where, torch.float32, copy=True)

@@ -14,10 +14,12 @@ from tileattn.linear_variants import (
     softmax_rnn_attention,
 )
 from tileattn.local_linear import local_linear_attention, parallax_attention
+from tileattn.nn.feature_maps import draw_projection
+from tileattn.nn.resettable import ResettableModule
 from tileattn.wersa import wersa_attention
 
 
-class SelfAttentionModule(nn.Module):
+class SelfAttentionModule(ResettableModule):
     """One projection to q, k, v (and more, ``parts`` in all), one back; no bias vectors.
 
     Args:
@@ -125,7 +127,11 @@ class ClampedLinearAttention(SelfAttentionModule):
     ) -> None:
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
         self.minimum = minimum
-        self.temperature = nn.Parameter(torch.ones(num_heads, device=device, dtype=dtype))
+        self.temperature = nn.Parameter(torch.empty(num_heads, device=device, dtype=dtype))
+        self._reset_own()
+
+    def _reset_own(self) -> None:
+        nn.init.ones_(self.temperature)
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
         """[B, T, C] to [B, T, C]; all tokens see all."""
@@ -189,6 +195,9 @@ class ParallaxAttention(SelfAttentionModule):
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
         self.causal = causal
         self.r_proj = nn.Linear(embed_dim, embed_dim, bias=False, device=device, dtype=dtype)
+        self._reset_own()
+
+    def _reset_own(self) -> None:
         nn.init.zeros_(self.r_proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -267,10 +276,15 @@ class WersaAttention(SelfAttentionModule):
             nn.Linear(embed_dim // 2 + 1, self.bands * num_heads, **factory),
             nn.Sigmoid(),
         )
-        self.band_scale = nn.Parameter(torch.ones(self.bands, **factory))
-        self.log_bandwidth = nn.Parameter(torch.zeros((), **factory))
-        projection = torch.randn(self.head_dim, features, generator=generator)
-        self.register_buffer("projection", projection.to(**factory))
+        self.band_scale = nn.Parameter(torch.empty(self.bands, **factory))
+        self.log_bandwidth = nn.Parameter(torch.empty((), **factory))
+        self.register_buffer("projection", torch.empty(self.head_dim, features, **factory))
+        self._reset_own(generator)
+
+    def _reset_own(self, generator: torch.Generator | None = None) -> None:
+        nn.init.ones_(self.band_scale)
+        nn.init.zeros_(self.log_bandwidth)
+        draw_projection(self.projection, generator)
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
         """[B, T, C] to [B, T, C]; all tokens see all."""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from tileattn._neighborhood_checks import PerAxis, check_spec, per_axis
 from tileattn.neighborhood import neighborhood_attention
 from tileattn.neighborhood_unfused import neighborhood_av, neighborhood_qk, relative_positions
+from tileattn.nn.resettable import ResettableModule
 
 
-class _NeighborhoodAttention(nn.Module):
+class _NeighborhoodAttention(ResettableModule):
     """Multi-head neighborhood attention with its projections; ``rank`` is that of the grid."""
 
     rank: int
@@ -61,6 +62,10 @@ class _NeighborhoodAttention(nn.Module):
         if relative_bias:
             table = (num_heads, *(2 * w - 1 for w in self.window))
             self.rpb = nn.Parameter(torch.empty(table, device=device, dtype=dtype))
+        self._reset_own()
+
+    def _reset_own(self) -> None:
+        if self.rpb is not None:
             nn.init.trunc_normal_(self.rpb, std=0.02)
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
