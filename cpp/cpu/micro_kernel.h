@@ -43,9 +43,11 @@ constexpr int kMaxVecs = 4;  // 6 x 4 of 32 registers
 constexpr int kMaxVecs = 2;  // 6 x 2 of 16
 #endif
 
+// Blocks are inlined: structs passed to them through the stack, written as vectors, would wait
+// behind the arithmetic of the block before, for about eight steps of k.
 template <int Rows, int Vecs>
-void block_product(int depth, StridedA a, const float* b, std::int64_t b_stride, RowMajor c,
-                   float keep) {
+[[gnu::always_inline]] inline void block_product(int depth, StridedA a, const float* b,
+                                                 std::int64_t b_stride, RowMajor c, float keep) {
   Vec sum[Rows][Vecs];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
@@ -71,8 +73,8 @@ void block_product(int depth, StridedA a, const float* b, std::int64_t b_stride,
 }
 
 template <int Vecs>
-void group_product(int rows, int depth, StridedA a, const float* b, std::int64_t b_stride,
-                   RowMajor c, float keep) {
+[[gnu::always_inline]] inline void group_product(int rows, int depth, StridedA a, const float* b,
+                                                 std::int64_t b_stride, RowMajor c, float keep) {
   static_assert(kGroup == 6);
   switch (rows) {
     case 1: return block_product<1, Vecs>(depth, a, b, b_stride, c, keep);
