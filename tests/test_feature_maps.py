@@ -93,9 +93,9 @@ def test_in_linear_attention(name: str, causal: bool) -> None:
 
 
 def test_modules() -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="num_heads is 0"):
         HedgehogFeatureMap(0, 4)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="bandwidth is 0.0"):
         RandomReluFeatureMap(4, 8, bandwidth=0.0)
     assert "joint=True" in repr(MAPS["hedgehog_joint"])
     assert "projection" in RandomReluFeatureMap(4, 8).state_dict()

@@ -118,7 +118,7 @@ def test_command(tmp_path: Path) -> None:
         (("--grid", "8x", "--window", "3"), "grid is '8x'"),
         (("--grid", "8x8", "--window", "9"), "window is 9 on axis 0"),
         (("--grid", "8x8", "--window", "3x3x3"), "window has 3 entries"),
-        (("--grid", "8x8", "--window", "3", "--tile", "0", "4"), "at least 1"),
+        (("--grid", "8x8", "--window", "3", "--tile", "0", "4"), "queries is 0"),
     ],
 )
 def test_command_refuses(options: tuple[str, ...], message: str) -> None:

@@ -1,13 +1,17 @@
 """Checks of arguments, before any kernel starts.
 
 Each message names the argument, says what it was and what is allowed. Values inside a tensor are
-looked at only where that costs nothing: on the CPU, and not while torch.compile traces.
+looked at only where that costs nothing: on the CPU, and not while torch.compile traces. Numbers,
+flags and sequences of them may be Python's or numpy's; the checks return Python's.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +30,51 @@ def describe(value: object) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
+def plain(value: Any) -> Any:
+    """numpy's numbers and bools, and its arrays, as Python's and lists of them; others as given."""
+    if isinstance(value, (int, float)) or not isinstance(value, (np.generic, np.ndarray)):
+        return value
+    if torch.compiler.is_compiling():
+        raise TypeError(
+            "a number, flag or sequence of numpy's is among the arguments; torch.compile traces "
+            "these as tensors, so pass Python's: int(), float(), bool() or .tolist()"
+        )
+    return value.tolist()
+
+
+def entries(value: Any) -> tuple[Any, ...] | None:
+    """Those of a sequence or a numpy array; None where the value is neither."""
+    value = plain(value)
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return None
+    return tuple(map(plain, value))
+
+
 def is_int(value: object) -> bool:
     # Under torch.compile a size may be symbolic.
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def wrong_type(name: str, value: object, allowed: str, axis: int | None = None) -> TypeError:
+    """The error for a plain argument of another type, maybe in its entry for a grid axis."""
+    where = "" if axis is None else f" on axis {axis}"
+    hint = (
+        "; a tensor's value is not read, as that would wait for its device: pass .tolist()"
+        if isinstance(value, Tensor)
+        else ""
+    )
+    return TypeError(f"{name} is {describe(value)}{where}; it must be {allowed}{hint}")
+
+
+def check_int(name: str, value: Any, minimum: int = 1) -> int:
+    """Returns ``value`` as an int >= minimum."""
+    number = plain(value)
+    if not is_int(number):
+        raise wrong_type(name, value, f"an int >= {minimum}")
+    if number < minimum:
+        raise ValueError(f"{name} is {number}; it must be >= {minimum}")
+    result: int = number
+    return result
 
 
 def require_tensor(name: str, value: object) -> None:
@@ -98,47 +144,62 @@ def check_window(window: Window | None, sink_tokens: int) -> tuple[int, int, int
 
     Numbers beyond any length become the largest that the kernels take.
     """
-    if not is_int(sink_tokens):
-        raise TypeError(f"sink_tokens is {describe(sink_tokens)}; it must be an int >= 0")
-    if sink_tokens < 0:
-        raise ValueError(f"sink_tokens is {sink_tokens}; it must be >= 0")
+    sink_tokens = min(check_int("sink_tokens", sink_tokens, 0), MAX_TOKENS)
     if window is None:
-        return -1, -1, min(sink_tokens, MAX_TOKENS)
-    if not isinstance(window, (tuple, list)):
-        raise TypeError(f"window is {describe(window)}; it must be None or a pair (left, right)")
-    if len(window) != 2:
-        raise ValueError(f"window has {len(window)} entries; it must be a pair (left, right)")
-    left, right = (_check_side(name, n) for name, n in zip(("left", "right"), window, strict=True))
-    return left, right, min(sink_tokens, MAX_TOKENS)
+        return -1, -1, sink_tokens
+    pair = entries(window)
+    if pair is None:
+        raise wrong_type("window", window, "None or a pair (left, right)")
+    if len(pair) != 2:
+        raise ValueError(f"window has {len(pair)} entries; it must be a pair (left, right)")
+    left, right = (_check_side(name, n) for name, n in zip(("left", "right"), pair, strict=True))
+    return left, right, sink_tokens
+
+
+def window_of(left: int, right: int) -> Window:
+    """The other way round: the pair with None for an unlimited side."""
+    return (None if left < 0 else left, None if right < 0 else right)
 
 
 def _check_side(name: str, side: int | None) -> int:
     if side is None:
         return -1
     if not is_int(side):
-        raise TypeError(f"window: {name} is {describe(side)}; it must be an int >= 0 or None")
+        raise wrong_type(f"window: {name}", side, "an int >= 0 or None")
     if side < 0:
         raise ValueError(f"window: {name} is {side}; it must be >= 0, or None for unlimited")
     return min(side, MAX_TOKENS)
 
 
-def check_number(name: str, value: float, minimum: float = -FLOAT32.max) -> float:
+def check_number(name: str, value: Any, minimum: float = -FLOAT32.max) -> float:
     """Returns ``value`` as a float if float32, in which the kernels compute, holds it."""
     allowed = "a number that float32 holds" + (f", >= {minimum:g}" if minimum == 0 else "")
-    if isinstance(value, (bool, Tensor)) or not isinstance(
-        value, (int, float, torch.SymInt, torch.SymFloat)
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(
+        number, (int, float, torch.SymInt, torch.SymFloat)
     ):
-        raise TypeError(f"{name} is {describe(value)}; it must be {allowed}")
-    number = float(value)
+        raise wrong_type(name, value, allowed)
+    number = float(number)
     in_range = minimum <= number <= FLOAT32.max  # false for NaN
     if not in_range or 0 < abs(number) < FLOAT32.tiny:
         raise ValueError(f"{name} is {value}; it must be {allowed}")
     return number
 
 
-def check_flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {describe(value)}; it must be True or False")
+def check_positive(name: str, value: Any) -> float:
+    """:func:`check_number` of more than 0."""
+    number = check_number(name, value, minimum=0.0)
+    if number == 0.0:
+        raise ValueError(f"{name} is {value}; it must be > 0")
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Returns ``value`` as a bool. Under torch.compile a comparison of sizes may be symbolic."""
+    flag = plain(value)
+    if not isinstance(flag, (bool, torch.SymBool)):
+        raise wrong_type(name, value, "True or False")
+    return bool(flag)
 
 
 def check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
@@ -162,7 +223,7 @@ def check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
 
 
 def check_slopes(slopes: Tensor, q: Tensor, batch: int) -> None:
-    """float32 [H] or [B, H], no gradient."""
+    """float32 [H] or [B, H], not to be differentiated."""
     require_tensor("alibi_slopes", slopes)
     if slopes.dtype != torch.float32:
         raise TypeError(f"alibi_slopes has dtype {slopes.dtype}; it must be torch.float32")
@@ -173,7 +234,7 @@ def check_slopes(slopes: Tensor, q: Tensor, batch: int) -> None:
             f"alibi_slopes has shape {list(slopes.shape)}; allowed: [heads] = [{heads}] or "
             f"[batch, heads] = [{batch}, {heads}]"
         )
-    if slopes.requires_grad:
+    if slopes.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "alibi_slopes requires a gradient, but it is not differentiated; pass "
             "alibi_slopes.detach(), or a bias to learn the slopes"

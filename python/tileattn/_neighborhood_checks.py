@@ -55,17 +55,17 @@ def check_grid(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
 def per_axis(name: str, value: PerAxis, rank: int, minimum: int) -> tuple[int, ...]:
     """One int >= minimum for each axis."""
     allowed = f"an int >= {minimum}, or {rank} of them, one per grid axis"
-    if _checks.is_int(value):
-        values: tuple[int, ...] = (value,) * rank  # type: ignore[assignment]
-    elif isinstance(value, (tuple, list)):
-        values = tuple(value)
-    else:
-        raise TypeError(f"{name} is {_checks.describe(value)}; it must be {allowed}")
+    values = _checks.entries(value)
+    if values is None:
+        number = _checks.plain(value)
+        if not _checks.is_int(number):
+            raise _checks.wrong_type(name, value, allowed)
+        values = (number,) * rank
     if len(values) != rank:
         raise ValueError(f"{name} has {len(values)} entries; it must be {allowed}")
     for axis, n in enumerate(values):
         if not _checks.is_int(n):
-            raise TypeError(f"{name} is {_checks.describe(n)} on axis {axis}; it must be {allowed}")
+            raise _checks.wrong_type(name, n, allowed, axis)
         if n < minimum:
             raise ValueError(f"{name} is {n} on axis {axis}; it must be >= {minimum}")
         if n >= _checks.MAX_TOKENS:
@@ -100,16 +100,14 @@ def check_spec(
 
 def _flags(causal: bool | Sequence[bool], rank: int) -> tuple[int, ...]:
     allowed = f"True or False, or {rank} of them, one per grid axis"
-    values: tuple[object, ...] = (
-        tuple(causal) if isinstance(causal, (tuple, list)) else (causal,) * rank
-    )
+    values = _checks.entries(causal)
+    if values is None:
+        values = (_checks.plain(causal),) * rank
     if len(values) != rank:
         raise ValueError(f"causal has {len(values)} entries; it must be {allowed}")
     for axis, flag in enumerate(values):
         if not isinstance(flag, bool):
-            raise TypeError(
-                f"causal is {_checks.describe(flag)} on axis {axis}; it must be {allowed}"
-            )
+            raise _checks.wrong_type("causal", flag, allowed, axis)
     return tuple(int(flag is True) for flag in values)
 
 

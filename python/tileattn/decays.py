@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tileattn import _checks
+
 
 def transnormer(heads: int, *, layer: int = 0, num_layers: int = 1) -> Tensor:
     """-2^(-8 h / H) (1 - l / (L - 1) + 1e-5), h = 1 .. H: strongest in the first layer.
@@ -22,7 +24,7 @@ def transnormer(heads: int, *, layer: int = 0, num_layers: int = 1) -> Tensor:
 
     Source: Qin et al., TransNormerLLM (2023), section 3.1; MiniMax-01 (2025).
     """
-    _check(heads, layer, num_layers)
+    heads, layer, num_layers = _check(heads, layer, num_layers)
     slopes = 2.0 ** (-8 * _count(heads, 1) / heads)
     return (-slopes * (1 - layer / max(num_layers - 1, 1) + 1e-5)).float()
 
@@ -34,7 +36,7 @@ def lightning(heads: int, *, layer: int = 0, num_layers: int = 1) -> Tensor:
 
     Source: ``lightning_attn`` of flash-linear-attention.
     """
-    _check(heads, layer, num_layers)
+    heads, layer, num_layers = _check(heads, layer, num_layers)
     return (-(8 / heads) * (1 - layer / num_layers) * _count(heads, 0)).float()
 
 
@@ -46,7 +48,7 @@ def retention(heads: int) -> Tensor:
 
     Source: Sun et al., Retentive Network (2023), eq. 8.
     """
-    _check(heads, 0, 1)
+    heads, _, _ = _check(heads, 0, 1)
     return torch.log1p(-(2.0 ** (-5 - _count(heads, 0)))).float()
 
 
@@ -54,8 +56,10 @@ def _count(heads: int, first: int) -> Tensor:
     return torch.arange(first, first + heads, dtype=torch.float64)
 
 
-def _check(heads: int, layer: int, num_layers: int) -> None:
-    if heads < 1:
-        raise ValueError(f"heads is {heads}; it must be at least 1")
-    if not 0 <= layer < num_layers:
+def _check(heads: int, layer: int, num_layers: int) -> tuple[int, int, int]:
+    heads = _checks.check_int("heads", heads)
+    layer = _checks.check_int("layer", layer, 0)
+    num_layers = _checks.check_int("num_layers", num_layers)
+    if layer >= num_layers:
         raise ValueError(f"layer is {layer}; it must be from 0 to num_layers - 1, {num_layers - 1}")
+    return heads, layer, num_layers

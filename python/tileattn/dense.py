@@ -116,9 +116,9 @@ def attention(
     q, k, v, bias = _autocast(q, k, v, bias)
     left, right, sink_tokens = _checks.check_window(window, sink_tokens)
     scale, softcap = _numbers(q, scale, softcap)
-    _checks.check_flag("causal", causal)
-    _checks.check_flag("deterministic", deterministic)
-    _checks.check_flag("return_lse", return_lse)
+    causal = _checks.check_flag("causal", causal)
+    deterministic = _checks.check_flag("deterministic", deterministic)
+    return_lse = _checks.check_flag("return_lse", return_lse)
     _check_tensors(q, k, v, bias, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
 
     chosen = resolve_backend(backend, q.device)
@@ -128,7 +128,7 @@ def attention(
             k,
             v,
             causal=causal,
-            window=window,
+            window=_checks.window_of(left, right),
             sink_tokens=sink_tokens,
             scale=scale,
             softcap=softcap,

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tileattn import _checks
+
 FeatureMap = Callable[[Tensor], Tensor]
 
 
@@ -46,6 +48,7 @@ def hedgehog(x: Tensor, weight: Tensor, eps: float = 1e-12) -> Tensor:
 
     Source: Zhang et al., The Hedgehog & the Porcupine (2024), eq. 6, as LoLCATs normalises it.
     """
+    eps = _checks.check_number("eps", eps, minimum=0.0)
     y = _project(x, weight)
     return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1).clamp(min=eps)
 
@@ -66,6 +69,8 @@ def relu_random(x: Tensor, projection: Tensor, bandwidth: float | Tensor = 1.0) 
 
     Source: WERSA (2025), random ReLU features.
     """
+    if not isinstance(bandwidth, Tensor):
+        bandwidth = _checks.check_positive("bandwidth", bandwidth)
     features: Tensor = F.relu(x @ projection / bandwidth) * projection.shape[-1] ** -0.5
     return features
 

@@ -109,12 +109,9 @@ def linear_attention(
     Source: Katharopoulos et al., Transformers are RNNs (2020); chunks and decay: Qin et al.,
     Lightning Attention-2 (2024), algorithms 1 and 2; Sun et al., Retentive Network (2023).
     """
-    for name, flag in (
-        ("normalize", normalize),
-        ("causal", causal),
-        ("return_final_state", return_final_state),
-    ):
-        _checks.check_flag(name, flag)
+    normalize = _checks.check_flag("normalize", normalize)
+    causal = _checks.check_flag("causal", causal)
+    return_final_state = _checks.check_flag("return_final_state", return_final_state)
     fused = _fused(feature_map, q, backend)
     q, k, v = _prepare(q, k, v, None if fused else feature_map)
     sequences = check_inputs(q, k, v, cu_seqlens)
@@ -180,7 +177,7 @@ def segment_state(
 
     Source: Sun et al., Linear Attention Sequence Parallelism (2024).
     """
-    _checks.check_flag("normalize", normalize)
+    normalize = _checks.check_flag("normalize", normalize)
     fused = _fused(feature_map, k, backend)
     k, _, v = _prepare(k, k, v, None if fused else feature_map)
     sequences = check_inputs(k, k, v, cu_seqlens)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tileattn import _checks
 from tileattn.dense import attention
 from tileattn.feature_maps import FeatureMap
 from tileattn.linear import linear_attention, segment_state
@@ -89,6 +90,7 @@ def clamped_linear_attention(
     Source: Zheng, L2ViT: the linear transformer is secretly a local and global learner (2025),
     ReLU linear attention with a clamped denominator.
     """
+    minimum = _checks.check_number("minimum", minimum, minimum=0.0)
     numerator = linear_attention(
         q, k, v, feature_map="relu", causal=False, scale=1.0, backend=backend
     )
@@ -170,6 +172,8 @@ def softmax_rnn_attention(
     """
     if finalizer not in FINALIZERS:
         raise ValueError(f"finalizer is {finalizer!r}; allowed: {', '.join(FINALIZERS)}")
+    causal = _checks.check_flag("causal", causal)
+    eps = _checks.check_number("eps", eps, minimum=0.0)
     out, lse = attention(q, k, v, causal=causal, scale=scale, return_lse=True, backend=backend)
     if finalizer == "sum":
         return out

@@ -52,12 +52,8 @@ def local_linear_attention(
 
     Source: Zuo et al., Local Linear Attention (2025), eqs. 8-10; weights here are normalized.
     """
-    ridge = _checks.check_number("ridge", ridge, minimum=0.0)
-    if ridge == 0.0 or not _checks.is_int(iterations) or iterations < 1:
-        raise ValueError(
-            f"ridge is {ridge:g} and iterations {iterations!r}; both must be positive, iterations "
-            "an int"
-        )
+    ridge = _checks.check_positive("ridge", ridge)
+    iterations = _checks.check_int("iterations", iterations)
 
     def attend(p: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with torch.no_grad():
@@ -110,7 +106,7 @@ def _by_blocks(
     scale: float | None,
 ) -> Tensor:
     """attend(p, *per_query, k, v) for blocks of queries, all [B, H, tokens, D]."""
-    _checks.check_flag("causal", causal)
+    causal = _checks.check_flag("causal", causal)
     _checks.check_qkv(q, k, v, packed=False)
     shift = k.shape[1] - q.shape[1]
     if k.shape[1] == 0 or (causal and shift < 0):

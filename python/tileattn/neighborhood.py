@@ -119,8 +119,8 @@ def neighborhood_attention(
     Source: Hassani et al., Neighborhood Attention Transformer (CVPR 2023) and Generalized
     Neighborhood Attention (2025).
     """
-    _checks.check_flag("deterministic", deterministic)
-    _checks.check_flag("return_lse", return_lse)
+    deterministic = _checks.check_flag("deterministic", deterministic)
+    return_lse = _checks.check_flag("return_lse", return_lse)
     q, k, v, _ = _autocast(q, k, v, None)
     grid = check_grid(q, k, v)
     spec = check_spec(grid, window, stride, dilation, causal)
@@ -161,7 +161,7 @@ def halo_attention(
 
     Source: Vaswani et al., Scaling Local Self-Attention (HaloNet, CVPR 2021).
     """
-    _checks.check_flag("deterministic", deterministic)
+    deterministic = _checks.check_flag("deterministic", deterministic)
     if border not in _BORDERS:
         raise ValueError(f"border is {border!r}; allowed: {', '.join(map(repr, _BORDERS))}")
     q, k, v, _ = _autocast(q, k, v, None)
@@ -207,7 +207,7 @@ def windowed_attention(
 
     Source: Liu et al., Swin Transformer (ICCV 2021).
     """
-    _checks.check_flag("deterministic", deterministic)
+    deterministic = _checks.check_flag("deterministic", deterministic)
     q, k, v, _ = _autocast(q, k, v, None)
     grid = check_grid(q, k, v)
     windows = per_axis("window", window, len(grid), 1)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tileattn._checks import check_int, entries, wrong_type
 from tileattn._neighborhood_checks import PerAxis, Spec, check_spec, per_axis
 
 
@@ -119,7 +120,8 @@ def rank_tiles(
         TypeError, ValueError, RuntimeError: as :func:`flop_bound`.
     """
     grid, spec = _checked(grid, window, stride, dilation, causal)
-    return [_plan(row) for row in _native().rank_tiles(grid, *spec[:4], queries, keys)]
+    sizes = check_int("queries", queries), check_int("keys", keys)
+    return [_plan(row) for row in _native().rank_tiles(grid, *spec[:4], *sizes)]
 
 
 def _checked(
@@ -129,9 +131,12 @@ def _checked(
     dilation: PerAxis,
     causal: bool | Sequence[bool],
 ) -> tuple[tuple[int, ...], Spec]:
-    if not isinstance(grid, (tuple, list)) or not 1 <= len(grid) <= 3:
+    axes = entries(grid)
+    if axes is None:
+        raise wrong_type("grid", grid, "the lengths of one to three axes")
+    if not 1 <= len(axes) <= 3:
         raise ValueError(f"grid is {grid!r}; it must be the lengths of one to three axes")
-    lengths = per_axis("grid", grid, len(grid), 1)
+    lengths = per_axis("grid", axes, len(axes), 1)
     return lengths, check_spec(lengths, window, stride, dilation, causal)
 
 

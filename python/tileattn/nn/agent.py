@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tileattn._neighborhood_checks import PerAxis, per_axis
 from tileattn.linear_variants import agent_attention
 from tileattn.nn.linear_variants import SelfAttentionModule
 
@@ -50,11 +51,12 @@ class AgentAttention(SelfAttentionModule):
 
     Args:
         embed_dim, num_heads, device, dtype: C, H, those of the parameters.
-        image: (height, width) in tokens.
+        image: (height, width) in tokens; one int for both.
         agents: (rows, columns) of agents; 7 x 7 in the paper.
 
     Raises:
-        ValueError: channels that the heads do not divide, or more agents than tokens on an axis.
+        TypeError, ValueError: channels that the heads do not divide, or more agents than tokens on
+            an axis.
 
     Source: Han et al., Agent Attention (2023), section 4.2.
     """
@@ -64,20 +66,30 @@ class AgentAttention(SelfAttentionModule):
         embed_dim: int,
         num_heads: int,
         *,
-        image: tuple[int, int],
-        agents: tuple[int, int] = (7, 7),
+        image: PerAxis,
+        agents: PerAxis = (7, 7),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
-        if any(not 1 <= a <= size for a, size in zip(agents, image, strict=True)):
-            raise ValueError(f"agents are {agents}; each must be from 1 to that of image, {image}")
-        self.image, self.agents = image, agents
+        height, width = per_axis("image", image, 2, 1)
+        rows, columns = per_axis("agents", agents, 2, 1)
+        self.image, self.agents = (height, width), (rows, columns)
+        if rows > height or columns > width:
+            raise ValueError(
+                f"agents are {self.agents}; each must be from 1 to that of image, {self.image}"
+            )
         self.gather_tables, self.spread_tables = (
-            _BiasTables(num_heads, image, agents, device, dtype) for _ in range(2)
+            _BiasTables(self.num_heads, self.image, self.agents, device, dtype) for _ in range(2)
         )
         self.local = nn.Conv2d(
-            embed_dim, embed_dim, 3, padding=1, groups=embed_dim, device=device, dtype=dtype
+            self.embed_dim,
+            self.embed_dim,
+            3,
+            padding=1,
+            groups=self.embed_dim,
+            device=device,
+            dtype=dtype,
         )
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tileattn import _checks
 from tileattn.dense import attention
+from tileattn.nn._sizes import check_free_heads, check_kv_heads
 from tileattn.nn.resettable import ResettableModule
 
 
@@ -24,7 +26,8 @@ class Attention(ResettableModule):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: head counts or channels that do not divide.
+        TypeError, ValueError: head counts or channels that do not divide, options that
+            :func:`tileattn.attention` does not take.
     """
 
     def __init__(
@@ -45,21 +48,16 @@ class Attention(ResettableModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads != 0:
-            raise ValueError(
-                f"num_kv_heads is {num_kv_heads}; it must be a positive divisor of num_heads, "
-                f"{num_heads}"
-            )
-        if head_dim is None and embed_dim % num_heads != 0:
-            raise ValueError(
-                f"embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}, "
-                "unless head_dim is given"
-            )
+        embed_dim, num_heads, self.head_dim = check_free_heads(embed_dim, num_heads, head_dim)
+        num_kv_heads = check_kv_heads(num_heads, num_kv_heads)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
-        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
-        self.causal, self.window, self.sink_tokens = causal, window, sink_tokens
-        self.scale, self.softcap = scale, softcap
+        self.causal = _checks.check_flag("causal", causal)
+        left, right, self.sink_tokens = _checks.check_window(window, sink_tokens)
+        self.window = None if window is None else _checks.window_of(left, right)
+        self.scale = None if scale is None else _checks.check_number("scale", scale)
+        bias = _checks.check_flag("bias", bias)
+        learn_sinks = _checks.check_flag("learn_sinks", learn_sinks)
+        self.softcap = _checks.check_number("softcap", softcap, minimum=0.0)
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
             return nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)

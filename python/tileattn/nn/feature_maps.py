@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tileattn._checks import check_flag, check_int, check_positive
 from tileattn.feature_maps import hedgehog, hedgehog_joint, relu_random
 from tileattn.nn.resettable import ResettableModule
 
@@ -37,14 +38,12 @@ class HedgehogFeatureMap(ResettableModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        features = head_dim if features is None else features
-        if min(num_heads, head_dim, features) < 1:
-            raise ValueError(
-                f"num_heads, head_dim, features are {num_heads}, {head_dim}, {features}; each must "
-                "be at least 1"
-            )
-        self.joint = joint
-        shape = (num_heads, head_dim, features)
+        self.joint = check_flag("joint", joint)
+        shape = (
+            check_int("num_heads", num_heads),
+            check_int("head_dim", head_dim),
+            check_int("features", head_dim if features is None else features),
+        )
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self._reset_own()
 
@@ -97,15 +96,9 @@ class RandomReluFeatureMap(ResettableModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(head_dim, features) < 1 or not bandwidth > 0:
-            raise ValueError(
-                f"head_dim, features, bandwidth are {head_dim}, {features}, {bandwidth}; all must "
-                "be positive"
-            )
-        self.bandwidth = bandwidth
-        self.register_buffer(
-            "projection", torch.empty(head_dim, features, device=device, dtype=dtype)
-        )
+        shape = check_int("head_dim", head_dim), check_int("features", features)
+        self.bandwidth = check_positive("bandwidth", bandwidth)
+        self.register_buffer("projection", torch.empty(shape, device=device, dtype=dtype))
         self._reset_own(generator)
 
     def _reset_own(self, generator: torch.Generator | None = None) -> None:

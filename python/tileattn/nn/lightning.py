@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tileattn import _checks
 from tileattn.decays import transnormer
 from tileattn.linear import linear_attention
+from tileattn.nn._sizes import check_free_heads
 from tileattn.nn.resettable import ResettableModule
 
 
@@ -50,13 +51,8 @@ class LightningAttention(ResettableModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or (head_dim is None and embed_dim % num_heads != 0):
-            raise ValueError(
-                f"embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}, "
-                "unless head_dim is given"
-            )
+        embed_dim, num_heads, self.head_dim = check_free_heads(embed_dim, num_heads, head_dim)
         self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self._initial_decay = _initial_decay(log_decay, num_heads, layer, num_layers)
         self.register_buffer(
             "log_decay", torch.empty(num_heads, device=device, dtype=torch.float32)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tileattn._checks import check_flag, check_int, check_number, check_positive
 from tileattn.feature_maps import FeatureMap
 from tileattn.linear_variants import (
     clamped_linear_attention,
@@ -14,6 +15,7 @@ from tileattn.linear_variants import (
     softmax_rnn_attention,
 )
 from tileattn.local_linear import local_linear_attention, parallax_attention
+from tileattn.nn._sizes import check_heads
 from tileattn.nn.feature_maps import draw_projection
 from tileattn.nn.resettable import ResettableModule
 from tileattn.wersa import wersa_attention
@@ -42,15 +44,12 @@ class SelfAttentionModule(ResettableModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads != 0:
-            raise ValueError(
-                f"embed_dim is {embed_dim}; it must be a positive multiple of num_heads, "
-                f"{num_heads}"
-            )
-        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        self.embed_dim, self.num_heads, self.head_dim = check_heads(embed_dim, num_heads)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.qkv_proj = nn.Linear(embed_dim, self.parts * embed_dim, bias=False, **factory)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False, **factory)
+        self.qkv_proj = nn.Linear(
+            self.embed_dim, self.parts * self.embed_dim, bias=False, **factory
+        )
+        self.out_proj = nn.Linear(self.embed_dim, self.embed_dim, bias=False, **factory)
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """[B, T, C] to ``parts`` tensors [B, T, H, D]."""
@@ -93,7 +92,7 @@ class PrefixLinearAttention(SelfAttentionModule):
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
         self.feature_map = feature_map
         self.prefix_proj = nn.Linear(
-            embed_dim, 2 * embed_dim, bias=False, device=device, dtype=dtype
+            self.embed_dim, 2 * self.embed_dim, bias=False, device=device, dtype=dtype
         )
 
     def forward(self, x: Tensor, prefix: Tensor, *, backend: str | None = None) -> Tensor:
@@ -126,8 +125,8 @@ class ClampedLinearAttention(SelfAttentionModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
-        self.minimum = minimum
-        self.temperature = nn.Parameter(torch.empty(num_heads, device=device, dtype=dtype))
+        self.minimum = check_number("minimum", minimum, minimum=0.0)
+        self.temperature = nn.Parameter(torch.empty(self.num_heads, device=device, dtype=dtype))
         self._reset_own()
 
     def _reset_own(self) -> None:
@@ -162,7 +161,9 @@ class LocalLinearAttention(SelfAttentionModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
-        self.ridge, self.iterations, self.causal = ridge, iterations, causal
+        self.ridge = check_positive("ridge", ridge)
+        self.iterations = check_int("iterations", iterations)
+        self.causal = check_flag("causal", causal)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] to [B, T, C]."""
@@ -193,8 +194,10 @@ class ParallaxAttention(SelfAttentionModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
-        self.causal = causal
-        self.r_proj = nn.Linear(embed_dim, embed_dim, bias=False, device=device, dtype=dtype)
+        self.causal = check_flag("causal", causal)
+        self.r_proj = nn.Linear(
+            self.embed_dim, self.embed_dim, bias=False, device=device, dtype=dtype
+        )
         self._reset_own()
 
     def _reset_own(self) -> None:
@@ -226,7 +229,7 @@ class SoftmaxRnnAttention(SelfAttentionModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
-        self.finalizer, self.causal = finalizer, causal
+        self.finalizer, self.causal = finalizer, check_flag("causal", causal)
 
     def forward(self, x: Tensor, *, backend: str | None = None) -> Tensor:
         """[B, T, C] to [B, T, C]."""
@@ -266,14 +269,13 @@ class WersaAttention(SelfAttentionModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(embed_dim, num_heads, device=device, dtype=dtype)
-        if levels < 1 or features < 1:
-            raise ValueError(f"levels, features are {levels}, {features}; both must be at least 1")
-        self.bands = levels + 1
+        self.bands = check_int("levels", levels) + 1
+        features = check_int("features", features)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.filter = nn.Sequential(
-            nn.Linear(embed_dim, embed_dim // 2 + 1, **factory),
+            nn.Linear(self.embed_dim, self.embed_dim // 2 + 1, **factory),
             nn.ReLU(),
-            nn.Linear(embed_dim // 2 + 1, self.bands * num_heads, **factory),
+            nn.Linear(self.embed_dim // 2 + 1, self.bands * self.num_heads, **factory),
             nn.Sigmoid(),
         )
         self.band_scale = nn.Parameter(torch.empty(self.bands, **factory))

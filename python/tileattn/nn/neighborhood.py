@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tileattn._checks import check_flag, check_number
 from tileattn._neighborhood_checks import PerAxis, check_spec, per_axis
 from tileattn.neighborhood import neighborhood_attention
 from tileattn.neighborhood_unfused import neighborhood_av, neighborhood_qk, relative_positions
+from tileattn.nn._sizes import check_heads, check_kv_heads
 from tileattn.nn.resettable import ResettableModule
 
 
@@ -36,30 +38,23 @@ class _NeighborhoodAttention(ResettableModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or embed_dim % num_heads != 0:
-            raise ValueError(
-                f"embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}"
-            )
-        if num_kv_heads < 1 or num_heads % num_kv_heads != 0:
-            raise ValueError(
-                f"num_kv_heads is {num_kv_heads}; it must be a positive divisor of num_heads, "
-                f"{num_heads}"
-            )
+        embed_dim, num_heads, self.head_dim = check_heads(embed_dim, num_heads)
+        num_kv_heads = check_kv_heads(num_heads, num_kv_heads)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
-        self.head_dim = embed_dim // num_heads
-        self.window = per_axis("window", window, self.rank, 2)
+        windows = per_axis("window", window, self.rank, 2)
         dilations = per_axis("dilation", dilation, self.rank, 1)
-        smallest = [w * d for w, d in zip(self.window, dilations, strict=True)]
-        check_spec(smallest, window, stride, dilation, causal)  # else told by the first forward
-        self.stride, self.dilation, self.causal = stride, dilation, causal
-        self.scale = scale
+        smallest = [w * d for w, d in zip(windows, dilations, strict=True)]
+        spec = check_spec(smallest, windows, stride, dilations, causal)  # else told by a forward
+        self.window, self.stride, self.dilation = spec.window, spec.stride, spec.dilation
+        self.causal = tuple(map(bool, spec.causal))
+        self.scale = None if scale is None else check_number("scale", scale)
+        bias = check_flag("bias", bias)
         channels = (num_heads + 2 * num_kv_heads) * self.head_dim
         self.qkv = nn.Linear(embed_dim, channels, bias=bias, device=device, dtype=dtype)
         self.proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.proj_drop = nn.Dropout(dropout)
+        self.proj_drop = nn.Dropout(check_number("dropout", dropout, minimum=0.0))
         self.rpb: nn.Parameter | None = None
-        if relative_bias:
+        if check_flag("relative_bias", relative_bias):
             table = (num_heads, *(2 * w - 1 for w in self.window))
             self.rpb = nn.Parameter(torch.empty(table, device=device, dtype=dtype))
         self._reset_own()

@@ -138,4 +138,4 @@ def _one_axis(tensor: Tensor) -> Tensor:
 
 
 def _per_axis(value: T | Sequence[T], rank: int) -> tuple[T, ...]:
-    return (value,) * rank if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, Sequence) else (value,) * rank
