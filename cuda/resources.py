@@ -1,6 +1,6 @@
 """What ``ptxas -v`` said of every kernel, read from the logs that cuda/CMakeLists.txt keeps.
 
-python cuda/resources.py [--json] [build folder, default build/Release]
+python cuda/resources.py [--json] [--check] [build folder, default build/Release]
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
@@ -28,7 +30,7 @@ class Kernel:
     """One kernel on one architecture; sizes in bytes.
 
     ``shared`` is static; ``launch_shared`` is the most that a launch of the same row of the kernel
-    table asks for, None where the installed tileattn has no such row.
+    table asks for, None where the build has no such row.
     """
 
     kernel: str
@@ -74,21 +76,25 @@ def demangle(names: list[str]) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else names
 
 
-def launch_shared() -> dict[str, int]:
-    """Bytes by the name that cuda/CMakeLists.txt gives a row: op, head dim, KiB."""
-    try:
-        from tileattn import _native
-    except ImportError:
+def launch_shared(folder: Path) -> dict[str, int]:
+    """Bytes by the name that cuda/CMakeLists.txt gives a row: op, head dim, KiB. The build in
+    ``folder`` tells."""
+    name = "_native"
+    loader = ExtensionFileLoader(name, str(folder / f"{name}.abi3.so"))
+    spec = spec_from_loader(name, loader)
+    if spec is None or not Path(loader.path).exists():
         return {}
+    native = module_from_spec(spec)
+    loader.exec_module(native)
     return {
         f"{k['op']}_{k['dim']}_{k['shared_limit'] // 1024}": k["shared_bytes"]
-        for k in _native.cuda_kernels()
+        for k in native.cuda_kernels()
     }
 
 
 def read(folder: Path) -> list[Kernel]:
     """The kernels of all logs in ``folder``/cuda; empty if there are none."""
-    asked, kernels = launch_shared(), []
+    asked, kernels = launch_shared(folder), []
     for log in sorted(folder.glob("cuda/*.log")):
         for kernel in parse(log.read_text()):
             kernel.launch_shared = asked.get(log.stem)
@@ -99,22 +105,29 @@ def read(folder: Path) -> list[Kernel]:
 
 
 def main() -> int:
-    """Prints the table, or JSON; 1 if no log tells of a kernel."""
+    """Prints the table, or JSON with a line for each kernel; 1 if no log tells of a kernel, or with
+    --check if one spills or ptxas remarked on its wgmma."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("build/Release"))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     kernels = read(arguments.folder)
     if not kernels:
         print(f"no log of ptxas tells of a kernel in {arguments.folder}/cuda", file=sys.stderr)
         return 1
     if arguments.json:
-        print(json.dumps([asdict(kernel) for kernel in kernels], indent=1))
-        return 0
-    for k in kernels:
-        spill = f"{k.spill_stores}/{k.spill_loads}"
-        print(f"{k.arch:8}{k.registers:4} registers {spill:>8} spilled  {k.kernel}")
-    return 0
+        lines = ",\n".join(json.dumps(asdict(kernel)) for kernel in kernels)
+        print(f"[\n{lines}\n]")
+    else:
+        for k in kernels:
+            spill = f"{k.spill_stores}/{k.spill_loads}"
+            print(f"{k.arch:8}{k.registers:4} registers {spill:>8} spilled  {k.kernel}")
+    bad = [k for k in kernels if k.spill_stores or k.spill_loads or k.remarks]
+    for k in bad if arguments.check else ():
+        spill = f"{k.spill_stores}/{k.spill_loads} bytes spilled"
+        print(f"{k.arch} {k.kernel}: {spill} {' '.join(k.remarks)}", file=sys.stderr)
+    return 1 if bad and arguments.check else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     make sim-report                     # the table
     make sim-report ARGS="--json FILE"  # and all counters as JSON
-    make sim-report ARGS="--record"     # and bank conflicts, which a test compares with, anew
+    make sim-report ARGS="--record"     # and bank conflicts, which a test compares with, anew;
+                                        # with TILEATTN_KERNELS=full in the environment
 
 The problems are small and fixed: fp16, 256 tokens, forward and backward, dense and causal, and a
 neighborhood on a 16 x 16 grid.
@@ -20,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from simulator import Simulator
+from simulator import Simulator, built_dims
 
 RECORD = Path(__file__).with_name("sim_counters.json")
 RECORD_HINT = 'make sim-report ARGS="--record"'
@@ -63,9 +64,11 @@ def measure(simulator: Simulator) -> Measured:
                 measured[f"forward {where} on Hopper"] = _by_kernel(simulator)
                 BACKWARD(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
-        for dim in NEIGHBORHOOD_DIMS:
+        for dim in sorted({*NEIGHBORHOOD_DIMS} & {*built_dims("neighborhood_forward")}):
             measured |= _measure_neighborhood(simulator, dim)
         for name, problem in LINEAR.items():
+            if name.isdigit() and int(name) not in built_dims("linear"):
+                continue
             measured |= _measure_linear(simulator, name, *problem)
     return measured
 

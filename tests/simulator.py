@@ -23,8 +23,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tileattn import _linear_ops, _neighborhood_ops, _ops
+from tileattn import _linear_ops, _native, _neighborhood_ops, _ops
 
+_KIB = 1024
+#: What a block of a device may have of shared memory, by compute capability.
+_SHARED = {80: 163 * _KIB, 86: 99 * _KIB, 90: 227 * _KIB}
 _BUILD = Path(__file__).parents[1] / "build/Release"
 _OPTIONS = {
     "PTXSIM_UNINIT": "1",
@@ -32,6 +35,20 @@ _OPTIONS = {
     "PTXSIM_BOUNDS": "strict",
     "PTXSIM_CAPABILITY": "80",
 }
+
+
+def built_dims(op: str, capability: int = 80) -> list[int]:
+    """The head-dim buckets of ``op`` that were built and that such a device chooses; see
+    cuda/kernels.cmake. Hopper has a forward of its own."""
+    return sorted(
+        {
+            row["dim"]
+            for row in _native.cuda_kernels()
+            if row["op"] == op
+            and row["capability"] == (90 if op == "forward" and capability == 90 else 80)
+            and row["shared_limit"] <= _SHARED[capability]
+        }
+    )
 
 
 class Simulator:

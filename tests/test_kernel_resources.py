@@ -61,6 +61,16 @@ def test_spills_and_remarks_are_found(tmp_path: Path) -> None:
     assert "20 bytes stored, 16 loaded" in bad
     (slow,) = [k for k in kernels if k["remarks"]]
     assert slow["registers"] == 168 and "serialized" in slow["remarks"][0]
+    checked = subprocess.run(
+        [sys.executable, ROOT / "cuda/resources.py", "--check", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 1
+    assert [line.split()[1].rstrip(":") for line in checked.stderr.splitlines()] == [
+        "bad()",
+        "slow()",
+    ]
 
 
 def test_no_kernel_spills() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from grid_cases import GridCase, check_grid
 from sim_report import kernel_name
-from simulator import Simulator
+from simulator import Simulator, built_dims
 
 # A case for each bucket of head dims: several tiles of queries and of keys in every kernel, whole,
 # partial and cut off ones.
@@ -55,7 +55,14 @@ def test_no_order_of_warps_and_copies_changes_the_result(
 
 
 @DETERMINISTIC
-@NAMES
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in CASES
+        if int(name) <= max(built_dims("neighborhood_backward", 86), default=0)
+    ],
+)
 def test_kernels_of_small_devices(name: str, deterministic: bool, simulator: Simulator) -> None:
     """sm_86 and sm_89 grant a block 99 KiB of shared memory, and have kernels of their own."""
     with simulator.kernels(), simulator.configured(capability=86, seed=5, async_="late"):

@@ -120,3 +120,57 @@ def test_cmake_package_is_installed() -> None:
     folder = PACKAGE / "lib/cmake/tileattn"
     assert (folder / "tileattnConfig.cmake").is_file()
     assert str(ROOT) not in (folder / "tileattnTargets.cmake").read_text(), "not relocatable"
+
+
+# What pip prints of a build that fails, shortened: Ninja, then pip's own page.
+FAILING_BUILD = """\
+  *** Building project with Ninja...
+  [1/40] Building CXX object cpp/planner/CMakeFiles/tileattn_planner.dir/planner.cpp.o
+  [2/40] Building CXX object cpp/cpu/CMakeFiles/tileattn_cpu.dir/executor.cpp.o
+  FAILED: [code=1] cpp/cpu/CMakeFiles/tileattn_cpu.dir/executor.cpp.o
+  /usr/bin/c++ -Icpp -O3 -o cpp/cpu/CMakeFiles/tileattn_cpu.dir/executor.cpp.o -c executor.cpp
+  executor.cpp:7:1: error: 'first' does not name a type
+  [3/40] Building CXX object cpp/cpu/CMakeFiles/tileattn_cpu.dir/dispatch.cpp.o
+  FAILED: [code=1] cpp/cpu/CMakeFiles/tileattn_cpu.dir/dispatch.cpp.o
+  dispatch.cpp:9:1: error: 'second' does not name a type
+  ninja: build stopped: subcommand failed.
+  error: subprocess-exited-with-error
+  note: This error originates from a subprocess, and is likely not a problem with pip.
+"""
+FAILING_CONFIGURATION = """\
+  *** Configuring CMake...
+  CMake Error at CMakeLists.txt:3 (message):
+    no compiler was found
+  -- Configuring incomplete, errors occurred!
+  error: subprocess-exited-with-error
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "shown", "hidden"),
+    [
+        (
+            FAILING_BUILD,
+            ["[2/40] Building", "'first' does not"],
+            ["/usr/bin/c++", "'second'", "subprocess"],
+        ),
+        (FAILING_CONFIGURATION, ["no compiler was found"], ["subprocess"]),
+        ("pip's words\nSuccessfully installed tileattn-0.1.0\n", [], ["pip"]),
+    ],
+    ids=["build", "configuration", "none"],
+)
+def test_an_install_shows_steps_and_the_first_error(
+    said: str, shown: list[str], hidden: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "said").write_text(said)
+    pip = tmp_path / "pip"
+    pip.write_text("#!/bin/sh\ncat said\n")
+    pip.chmod(0o755)
+    command = ["sh", ROOT / "cmake/install.sh", pip, "TILEATTN_CUDA=OFF"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode == 0) == ("Successfully" in said)
+    for text in shown:
+        assert text in done.stdout
+    for text in hidden:
+        assert text not in done.stdout
+    assert (tmp_path / "build/install.log").read_text() == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import pytest
 import torch
@@ -10,13 +11,11 @@ from cases import Case, check
 from grid_cases import GridCase, check_grid
 from linear_cases import Case as LinearCase
 from linear_cases import check as check_linear
-from simulator import Simulator
+from simulator import Simulator, built_dims
 
 from tileattn import linear_attention_step
 
 ELEMENTS = {torch.float16: "half_t", torch.bfloat16: "bfloat16_t"}
-DIMS, DIMS_ON_HOPPER = (32, 64, 96, 128, 192, 256), (64, 128, 256)
-DIMS_OF_GRIDS, DIMS_OF_STATES = (32, 64, 128), (64, 128)
 # Two tiles and a border on either side, in most kernels.
 SHORT = {"batch": 1, "len_q": 67, "len_k": 90, "heads": 1, "heads_kv": 1}
 PATTERNS = ({}, {"causal": True}, {"window": (20, 5)})
@@ -26,7 +25,7 @@ VARIANTS = ({}, {"softcap": 5.0, "deterministic": True})
 Calls = Iterator[Callable[[torch.dtype], object]]
 
 
-def _in_a_row(dims: tuple[int, ...], with_grad: bool) -> Calls:
+def _in_a_row(dims: list[int], with_grad: bool) -> Calls:
     cases = [Case(batch=1, len_q=3, len_k=700, dim=32)]  # keys are split
     for dim in dims:
         cases += [Case(**SHORT, dim=dim, options=p | v) for p in PATTERNS for v in VARIANTS]
@@ -34,8 +33,8 @@ def _in_a_row(dims: tuple[int, ...], with_grad: bool) -> Calls:
         yield lambda dtype, case=case: check(case, dtype, "cpu", with_grad=with_grad)
 
 
-def _on_grids() -> Calls:
-    for dim in DIMS_OF_GRIDS:
+def _on_grids(dims: list[int]) -> Calls:
+    for dim in dims:
         for deterministic in (False, True):
             case = GridCase(
                 (9, 11),
@@ -50,7 +49,7 @@ def _on_grids() -> Calls:
 
 
 def _with_states() -> Calls:
-    shapes = [(dim, dim, {}) for dim in DIMS_OF_STATES]
+    shapes = [(dim, dim, {}) for dim in built_dims("linear")]
     for dim, dim_v, options in (*shapes, (16, 40, {"feature_map": "taylor2"})):
         for length in (65, 401):  # in one go, and in segments
             case = LinearCase(
@@ -84,10 +83,14 @@ def test_every_kernel_runs(dtype: torch.dtype, simulator: Simulator) -> None:
         simulator.counters()
         for capability in (80, 86, 90):
             with simulator.configured(capability=capability):
-                hopper = capability == 90
-                for call in _in_a_row(DIMS_ON_HOPPER if hopper else DIMS, not hopper):
-                    call(dtype)
-                for call in () if hopper else _on_grids():
+                forward = built_dims("forward", capability)
+                backward = built_dims("backward", capability) if capability < 90 else []
+                grids = built_dims("neighborhood_backward", capability) if backward else []
+                for call in chain(
+                    _in_a_row(backward, True),
+                    _in_a_row([dim for dim in forward if dim not in backward], False),
+                    _on_grids(grids),
+                ):
                     call(dtype)
         for call in _with_states():
             call(dtype)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import Case, check
 from sim_report import kernel_name
-from simulator import Simulator
+from simulator import Simulator, built_dims
 
 from tileattn import attention
 
@@ -28,7 +28,7 @@ CASES = {
     "split_keys": Case(batch=1, len_q=3, len_k=700, dim=64),
     **{
         f"dim_{dim}": Case(**LONG | {"dim": dim}, options={"causal": True})
-        for dim in (32, 96, 128, 192)
+        for dim in built_dims("backward")
     },
 }
 # Several query tiles and rounds through the rings of every Hopper kernel.
@@ -50,7 +50,7 @@ HOPPER_CASES = {
     ),
     "empty_rows": Case(batch=2, len_q=300, len_k=40, heads=2, options={"causal": True}),
 }
-HOPPER_DIMS = pytest.mark.parametrize("dim", [64, 128, 256])
+HOPPER_DIMS = pytest.mark.parametrize("dim", built_dims("forward", 90))
 DETERMINISTIC = pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "fixed"])
 
 
@@ -74,7 +74,7 @@ def test_no_order_of_warps_and_copies_changes_the_result(
 
 
 @DETERMINISTIC
-@pytest.mark.parametrize("dim", [32, 64, 96, 128, 192, 256])
+@pytest.mark.parametrize("dim", built_dims("backward", 86))
 def test_kernels_of_small_devices(dim: int, deterministic: bool, simulator: Simulator) -> None:
     """sm_86 and sm_89 grant a block 99 KiB of shared memory, and have kernels of their own."""
     case = Case(**LONG | {"dim": dim}, options={"causal": True, "deterministic": deterministic})

@@ -37,7 +37,7 @@ def verdict(passed: bool) -> str:
 
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr that vanishes at the end; silent where stderr is not a terminal.
+    """A bar on stderr that vanishes at the end; where stderr is no terminal, a line that names it.
 
     Yields a function that is told how much of ``total`` is done.
     """
@@ -47,6 +47,8 @@ def progress(total: int, what: str) -> Iterator[Callable[[float], None]]:
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
+    if not err.is_terminal:
+        err.print(f"{what} ...")
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
