@@ -4,7 +4,7 @@
 //   dk += ds^T q        dq += ds k
 #pragma once
 
-#include "cpu/pack.h"
+#include "cpu/operands.h"
 #include "cpu/scores.h"
 #include "cpu/visibility.h"
 
@@ -72,16 +72,19 @@ void store_dq(const BackwardPlan& plan, Task task) {
   }
 }
 
-/// The scratch of a backward task.
+/// The scratch of a backward task. Numbers are counted, of which an element may hold several.
+template <class Operands>
 struct BackwardTile {
-  float* k_panels;     // [panel][dim][kPanel]
-  float* v_panels;     // [panel][dim_v][kPanel]
-  RowMajor k;          // [keys][padded dim]
-  RowMajor dk, dv;     // [keys][padded dim or dim_v]
-  RowMajor q, dout;    // [queries][padded dim or dim_v], q times scale
-  RowMajor weights;    // [queries][keys], first the scores
-  RowMajor dscores;    // [queries][keys], first dout v^T
-  RowMajor cap_slope;  // [queries][keys]
+  using Element = typename Operands::Element;
+  Element* k_panels;            // [panel][dim][kPanel]
+  Element* v_panels;            // [panel][dim_v][kPanel]
+  Matrix<Element> k;            // B [keys][padded dim]
+  RowMajor dk, dv;              // [keys][padded dim or dim_v]
+  Matrix<Element> q, dout;      // A [queries][padded dim or dim_v]
+  Matrix<Element> b_q, b_dout;  // the same as B
+  RowMajor weights;             // [queries][keys], first the scores
+  RowMajor dscores;             // [queries][keys], first dout v^T
+  RowMajor dscores_by_rows;
 
   BackwardTile(const AttentionProblem& p, float* scratch) {
     auto take = [&](std::int64_t rows, std::int64_t columns) {
@@ -89,45 +92,65 @@ struct BackwardTile {
       scratch += rows * columns;
       return taken;
     };
+    auto take_elements = [&](std::int64_t rows, std::int64_t columns) {
+      return Matrix<Element>{reinterpret_cast<Element*>(take(rows, columns).data), columns};
+    };
+    auto count = elements<Operands>;
     int dim = round_up(p.dim, kColumnGranule), dim_v = round_up(p.dim_v, kColumnGranule);
-    k_panels = take(kTile.keys, p.dim).data;
-    v_panels = take(kTile.keys, p.dim_v).data;
-    k = take(kTile.keys, dim);
+    k_panels = take_elements(kTile.keys, count(p.dim)).data;
+    v_panels = take_elements(kTile.keys, count(p.dim_v)).data;
+    k = take_elements(count(kTile.keys), dim);
     dk = take(kTile.keys, dim);
     dv = take(kTile.keys, dim_v);
-    q = take(kTile.queries, dim);
-    dout = take(kTile.queries, dim_v);
+    q = b_q = take_elements(kTile.queries, count(dim));
+    dout = b_dout = take_elements(kTile.queries, count(dim_v));
     weights = take(kTile.queries, kTile.keys);
-    dscores = take(kTile.queries, kTile.keys);
-    cap_slope = take(kTile.queries, kTile.keys);
+    dscores = dscores_by_rows = take(kTile.queries, kTile.keys);
+    if (Operands::kOneLayout) return;
+    b_q = take_elements(count(kTile.queries), dim);
+    b_dout = take_elements(count(kTile.queries), dim_v);
+    dscores_by_rows = take(kTile.queries, count(kTile.keys));
   }
 };
 
-template <class Tiles>
+template <class Operands, class Tiles>
 void load_keys(const AttentionProblem& p, const Tiles& tiles, const typename Tiles::Keys& keys,
-               int kv_head, const BackwardTile& tile) {
+               int kv_head, const BackwardTile<Operands>& tile) {
   for (int panel = 0; panel < keys.panels(); ++panel) {
     int count = keys.count(panel), first = panel * kPanel;
     auto k = tiles.rows(keys, panel, p.k, p.extra_k, kv_head);
     auto v = tiles.rows(keys, panel, p.v, p.extra_v, kv_head);
-    load_transposed(k, count, p.dim, tile.k_panels + first * p.dim);
-    load_transposed(v, count, p.dim_v, tile.v_panels + first * p.dim_v);
-    load_rows(k, 0, count, count, p.dim, 1.0f, part(tile.k, first));
+    Operands::load_panel(k, count, p.dim, tile.k_panels + first * elements<Operands>(p.dim));
+    Operands::load_panel(v, count, p.dim_v, tile.v_panels + first * elements<Operands>(p.dim_v));
+    Operands::load_b(k, count, p.dim, part(tile.k, elements<Operands>(first)));
   }
   const int rows = keys.panels() * kPanel;
   fill(tile.dk.data, rows * tile.dk.stride, 0.0f);
   fill(tile.dv.data, rows * tile.dv.stride, 0.0f);
 }
 
+template <class Operands, class Tiles>
+void load_queries(const AttentionBackward& p, const Tiles& tiles,
+                  const typename Tiles::Queries& queries, int head,
+                  const BackwardTile<Operands>& tile) {
+  const auto q = tiles.rows(queries, p.q, head), dout = tiles.rows(queries, p.dout, head);
+  Operands::load_a(q, queries.size(), p.dim, p.scale, tile.q);
+  Operands::load_a(dout, queries.size(), p.dim_v, 1.0f, tile.dout);
+  if constexpr (!Operands::kOneLayout) {
+    Operands::load_b(q, queries.size(), p.dim, tile.b_q);
+    Operands::load_b(dout, queries.size(), p.dim_v, tile.b_dout);
+  }
+}
+
 /// Row `r` of the tile: scores and dout v^T become weights and gradients of the scores.
 /// `stat` is its index in lse and delta.
-template <class Tiles>
+template <class Operands, class Tiles>
 void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head, int r,
                        std::int64_t stat, const RowScores<Tiles>& scores,
-                       const Visibility<Tiles>& visibility, const BackwardTile& tile) {
+                       const Visibility<Tiles>& visibility, const BackwardTile<Operands>& tile) {
   float* s = part(tile.weights, r).data;
   float* ds = part(tile.dscores, r).data;
-  float* slope = part(tile.cap_slope, r).data;
+  float slope[kTile.keys];  // of the softcap
   const Range columns = visibility.columns_of(r / kGroup);
   if (columns.size() == 0) return;
   scores.modify(s, r, columns, slope);
@@ -158,59 +181,70 @@ void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head
 }
 
 /// Adds what one query tile of one head contributes to a key tile's dk and dv, and to dq.
-template <class Tiles>
+template <class Operands, class Tiles>
 void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int head,
                    const Tiles& tiles, const typename Tiles::Queries& queries,
-                   const typename Tiles::Keys& keys, const BackwardTile& tile) {
+                   const typename Tiles::Keys& keys, const BackwardTile<Operands>& tile) {
+  using Element = typename Operands::Element;
+  constexpr auto count = elements<Operands>;
   const AttentionBackward& p = *plan.problem;
   const int rows = queries.size();
   const Visibility<Tiles> visibility(tiles, queries, keys);
-  const Scores scores = Scores::make(p, seq, head);
+  const Scores scores = Scores::make(p, seq, head, Operands::kScalesQ ? 1.0f : p.scale);
   const RowScores<Tiles> row_scores{scores, queries, keys};
-  load_rows(tiles.rows(queries, p.q, head), 0, rows, rows, p.dim, p.scale, tile.q);
-  load_rows(tiles.rows(queries, p.dout, head), 0, rows, rows, p.dim_v, 1.0f, tile.dout);
+  load_queries(p, tiles, queries, head, tile);
 
-  auto plain = [](RowMajor x) { return StridedA{x.data, x.stride, 1}; };
-  auto transposed = [](RowMajor x) { return StridedA{x.data, 1, x.stride}; };
-
+  auto from_row = [](Matrix<Element> a, int row) {
+    return StridedA<Element>{part(a, row).data, a.stride, 1};
+  };
   for (int n = 0; n < keys.panels(); ++n) {
-    const int key = n * kPanel, count = visibility.padded(n);
+    const int key = n * kPanel, columns = visibility.padded(n);
     visibility.for_each_run_of_queries(n, [&](Range r) {
-      product(r.size(), count, p.dim, plain(part(tile.q, r.begin)),
-              {tile.k_panels + key * p.dim, kPanel}, part(tile.weights, r.begin, key), 0.0f);
-      product(r.size(), count, p.dim_v, plain(part(tile.dout, r.begin)),
-              {tile.v_panels + key * p.dim_v, kPanel}, part(tile.dscores, r.begin, key), 0.0f);
+      product<Element>(r.size(), columns, count(p.dim), from_row(tile.q, r.begin),
+                       {tile.k_panels + key * count(p.dim), kPanel},
+                       part(tile.weights, r.begin, key), 0.0f);
+      product<Element>(r.size(), columns, count(p.dim_v), from_row(tile.dout, r.begin),
+                       {tile.v_panels + key * count(p.dim_v), kPanel},
+                       part(tile.dscores, r.begin, key), 0.0f);
     });
   }
-  for (int r = 0; r < rows; ++r)
-    differentiate_row(p, seq, head, r, stat_index(p, seq, tiles, queries, r, head), row_scores,
-                      visibility, tile);
+  for (int group = 0; group < visibility.groups(); ++group) {
+    const Range of_group{group * kGroup, imin((group + 1) * kGroup, rows)};
+    for (int r = of_group.begin; r < of_group.end; ++r)
+      differentiate_row(p, seq, head, r, stat_index(p, seq, tiles, queries, r, head), row_scores,
+                        visibility, tile);
+    const Range columns = visibility.columns_of(group);
+    Operands::pack_gradients(tile.weights, of_group, columns);
+    Operands::pack_gradients(tile.dscores, of_group, columns, tile.dscores_by_rows);
+  }
   for (int n = 0; n < keys.panels(); ++n) {
-    const int key = n * kPanel, count = keys.count(n);
+    const int key = n * kPanel, columns = keys.count(n);
     visibility.for_each_run_of_queries(n, [&](Range r) {
-      product(count, tile.dv.stride, r.size(), transposed(part(tile.weights, r.begin, key)),
-              part(tile.dout, r.begin), part(tile.dv, key), 1.0f);
-      product(count, tile.dk.stride, r.size(), transposed(part(tile.dscores, r.begin, key)),
-              part(tile.q, r.begin), part(tile.dk, key), 1.0f);
+      product<Element>(columns, tile.dv.stride, count(r.size()),
+                       Operands::transposed(tile.weights, r.begin, key),
+                       part(tile.b_dout, count(r.begin)), part(tile.dv, key), 1.0f);
+      product<Element>(columns, tile.dk.stride, count(r.size()),
+                       Operands::transposed(tile.dscores, r.begin, key),
+                       part(tile.b_q, count(r.begin)), part(tile.dk, key), 1.0f);
     });
   }
   const RowMajor dq = dq_rows(plan, tiles, queries, chunk, head);
   for (int group = 0; group < visibility.groups(); ++group) {
     const int r = group * kGroup;
     visibility.for_each_run_of_keys(group, [&](Range seen) {
-      product(imin(kGroup, rows - r), dq.stride, seen.size(),
-              plain(part(tile.dscores, r, seen.begin)), part(tile.k, seen.begin), part(dq, r),
-              1.0f);
+      product<Element>(imin(kGroup, rows - r), dq.stride, count(seen.size()),
+                       Operands::by_rows(tile.dscores_by_rows, r, seen.begin),
+                       part(tile.k, count(seen.begin)), part(dq, r), 1.0f);
     });
   }
 }
 
 /// dk and dv of one key tile, from all queries of `count` sequences.
-template <class Tiles>
+template <class Operands, class Tiles>
 void backward_keys(const BackwardPlan& plan, const Sequence* sequences, int count, int kv_head,
                    int chunk, int key_tile, float* scratch) {
   const AttentionBackward& p = *plan.problem;
-  const BackwardTile tile(p, scratch);
+  const BackwardTile<Operands> tile(p, scratch);
   const int group = p.heads_q / p.heads_kv;
   const Tiles first(p, *sequences);
   const auto keys = first.keys(key_tile);
@@ -228,20 +262,21 @@ void backward_keys(const BackwardPlan& plan, const Sequence* sequences, int coun
     auto dk = first.rows(keys, panel, p.dk, p.dextra_k, kv_head);
     auto dv = first.rows(keys, panel, p.dv, p.dextra_v, kv_head);
     for (int j = 0; j < keys.count(panel); ++j) {
-      writer.write(part(tile.dk, panel * kPanel + j).data, dk.row(j), p.dim, 1.0f);
+      writer.write(part(tile.dk, panel * kPanel + j).data, dk.row(j), p.dim,
+                   Operands::kScalesQ ? 1.0f : p.scale);
       writer.write(part(tile.dv, panel * kPanel + j).data, dv.row(j), p.dim_v, 1.0f);
     }
   }
 }
 
-template <class Tiles>
+template <class Operands, class Tiles>
 void backward(const BackwardPlan& plan, Task task, float* scratch) {
   const Sequence& seq = *task.sequence;
   for (int kt = seq.extra_tiles + task.tile; kt < seq.key_tiles; kt += plan.chunks)
-    backward_keys<Tiles>(plan, &seq, 1, task.head, task.tile, kt, scratch);
+    backward_keys<Operands, Tiles>(plan, &seq, 1, task.head, task.tile, kt, scratch);
 }
 
-template <class Tiles>
+template <class Operands, class Tiles>
 void backward_head(const BackwardPlan& plan, Task task, float* scratch) {
   const Sequence& seq = *task.sequence;
   const AttentionBackward& p = *plan.problem;
@@ -255,15 +290,15 @@ void backward_head(const BackwardPlan& plan, Task task, float* scratch) {
       for (int tile = 0; tile < seq.query_tiles; ++tile) work(own, Task{&seq, head, tile});
   };
   for_each_tile(prepare_queries<Tiles>);
-  backward<Tiles>(own, {&seq, task.head, 0}, scratch);
+  backward<Operands, Tiles>(own, {&seq, task.head, 0}, scratch);
   for_each_tile(store_dq<Tiles>);
 }
 
 /// Every part of a batch entry's grid sees its extra keys.
-template <class Tiles>
+template <class Operands, class Tiles>
 void backward_extra(const BackwardPlan& plan, Task task, float* scratch) {
   for (int kt = 0; kt < task.sequence->extra_tiles; ++kt)
-    backward_keys<Tiles>(plan, task.sequence, plan.parts, task.head, 0, kt, scratch);
+    backward_keys<Operands, Tiles>(plan, task.sequence, plan.parts, task.head, 0, kt, scratch);
 }
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

@@ -1,11 +1,10 @@
 // Entry points: choose the instruction set, cut the problem into tasks, allocate,
 // and hand the tasks to the executor.
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <vector>
 
+#include "cpu/instruction_set.h"
 #include "cpu/plan.h"
 #include "cpu/sequences.h"
 #include "cpu/workers.h"
@@ -25,27 +24,21 @@ extern const Variant kVariant;
 namespace avx512 {
 extern const Variant kVariant;
 }
+namespace avx512_bf16 {  // for tensors in bfloat16
+extern const Variant kVariant;
+}
 #endif
 
 namespace {
 
-const Variant& choose_variant() {
+const Variant& variant_for(DType dtype) {
 #if defined(TILEATTN_X86_VARIANTS)
-  // For tests and comparisons: the best variant to use, by name.
-  const char* limit = std::getenv("TILEATTN_INSTRUCTION_SET");
-  auto allowed = [&](const char* name) { return !limit || std::strcmp(limit, name) == 0; };
-  bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx512 && has_avx2 && allowed("avx512")) return avx512::kVariant;
-  if (has_avx2 && (allowed("avx2") || allowed("avx512"))) return avx2::kVariant;
+  const InstructionSet set = instruction_set_in_use();
+  if (set >= InstructionSet::kAvx512Bf16 && dtype == DType::kBFloat16) return avx512_bf16::kVariant;
+  if (set >= InstructionSet::kAvx512) return avx512::kVariant;
+  if (set >= InstructionSet::kAvx2) return avx2::kVariant;
 #endif
   return portable::kVariant;
-}
-
-const Variant& variant() {
-  static const Variant& chosen = choose_variant();
-  return chosen;
 }
 
 /// What the kernels' memory safety rests on; the rest was checked by the caller.
@@ -71,8 +64,9 @@ void check(const AttentionProblem& p) {
 }
 
 const PatternKernels& kernels_for(const AttentionProblem& p) {
-  if (p.neighborhood.rank > 0) return variant().on_a_grid;
-  return variant().in_a_row[static_cast<int>(kind_of(p.pattern))];
+  const Variant& variant = variant_for(p.dtype);
+  if (p.neighborhood.rank > 0) return variant.on_a_grid;
+  return variant.in_a_row[static_cast<int>(kind_of(p.pattern))];
 }
 
 /// One task for each sequence, head and tile; a head's tiles follow each other.
@@ -221,7 +215,7 @@ void backward_by_tiles(const AttentionBackward& p, const Cut& cut, const Executo
 
 }  // namespace
 
-const char* instruction_set() { return variant().name; }
+const char* instruction_set() { return name_of(instruction_set_in_use()); }
 
 void attention_forward(const AttentionForward& p, const Executor& executor) {
   check(p);

@@ -1,53 +1,71 @@
 // Forward of one query tile:  scores -> visibility -> weights -> out, lse.
 #pragma once
 
-#include "cpu/pack.h"
+#include "cpu/operands.h"
 #include "cpu/scores.h"
 #include "cpu/softmax.h"
 #include "cpu/visibility.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
-template <class Tiles>
+/// A PackedHead's keys and values: panels [padded_keys / kPanel][dim][kPanel] and
+/// B [padded_keys][padded dim_v], numbers counted.
+template <class Operands>
+struct PackedKeys {
+  using Element = typename Operands::Element;
+  Element *k, *v;
+  int dim, dim_v;  // the latter padded
+  PackedKeys(const AttentionForward& p, PackedHead packed)
+      : k(reinterpret_cast<Element*>(packed.k)),
+        v(reinterpret_cast<Element*>(packed.v)),
+        dim(elements<Operands>(p.dim)),
+        dim_v(round_up(p.dim_v, kColumnGranule)) {}
+
+  Element* k_panel(int panel) const { return k + std::int64_t{panel} * kPanel * dim; }
+  Matrix<Element> v_panel(int panel) const {
+    return {v + std::int64_t{panel} * elements<Operands>(kPanel) * dim_v, dim_v};
+  }
+};
+
+template <class Operands, class Tiles>
 void pack_panel(const AttentionForward& p, const Tiles& tiles, int kv_head, int panel,
-                PackedHead packed) {
+                const PackedKeys<Operands>& packed) {
   const auto keys = tiles.panel(panel);
-  const int count = keys.count(0), dim_v = round_up(p.dim_v, kColumnGranule);
-  const std::int64_t first = std::int64_t{panel} * kPanel;
-  load_transposed(tiles.rows(keys, 0, p.k, p.extra_k, kv_head), count, p.dim,
-                  packed.k + first * p.dim);
-  load_rows(tiles.rows(keys, 0, p.v, p.extra_v, kv_head), 0, count, count, p.dim_v, 1.0f,
-            {packed.v + first * dim_v, dim_v});
+  Operands::load_panel(tiles.rows(keys, 0, p.k, p.extra_k, kv_head), keys.count(0), p.dim,
+                       packed.k_panel(panel));
+  Operands::load_b(tiles.rows(keys, 0, p.v, p.extra_v, kv_head), keys.count(0), p.dim_v,
+                   packed.v_panel(panel));
 }
 
 /// The tile that a forward task works on.
+template <class Operands>
 struct ForwardTile {
-  RowMajor q;    // [rows][dim], times scale
-  RowMajor s;    // [rows][kTile.keys], scores, then weights
-  RowMajor out;  // [rows][padded dim_v]
+  Matrix<typename Operands::Element> q;  // A [rows][dim]
+  RowMajor s;                            // [rows][kTile.keys], scores, then weights
+  RowMajor out;                          // [rows][padded dim_v]
 };
 
 /// s = q k^T, where something is visible.
-template <class Tiles>
-void compute_scores(const ForwardTile& tile, const float* packed_k, int dim,
+template <class Operands, class Tiles>
+void compute_scores(const ForwardTile<Operands>& tile, const PackedKeys<Operands>& packed,
                     const typename Tiles::Keys& keys, const Visibility<Tiles>& visibility,
                     Prefetches* ahead) {
-  for (int p = 0; p < keys.panels(); ++p) {
-    const float* k_panel = packed_k + std::int64_t{keys.packed_panel(p)} * kPanel * dim;
+  for (int p = 0; p < keys.panels(); ++p)
     visibility.for_each_run_of_queries(p, [&](Range rows) {
-      product(rows.size(), visibility.padded(p), dim,
-              {part(tile.q, rows.begin).data, tile.q.stride, 1}, {k_panel, kPanel},
-              part(tile.s, rows.begin, p * kPanel), 0.0f, ahead);
+      product<typename Operands::Element>(rows.size(), visibility.padded(p), packed.dim,
+                                          {part(tile.q, rows.begin).data, tile.q.stride, 1},
+                                          {packed.k_panel(keys.packed_panel(p)), kPanel},
+                                          part(tile.s, rows.begin, p * kPanel), 0.0f, ahead);
     });
-  }
 }
 
 /// The scores of the group's rows become weights, and out takes in the values; the first ones
 /// begin it.
-template <class Tiles>
-void absorb_group(const ForwardTile& tile, int group, Range rows, const float* packed_v,
-                  const Visibility<Tiles>& visibility, OnlineSoftmax& softmax,
-                  const RowScores<Tiles>& scores, bool& is_first, Prefetches* ahead) {
+template <class Operands, class Tiles>
+void absorb_group(const ForwardTile<Operands>& tile, int group, Range rows,
+                  const PackedKeys<Operands>& packed, const Visibility<Tiles>& visibility,
+                  OnlineSoftmax& softmax, const RowScores<Tiles>& scores, bool& is_first,
+                  Prefetches* ahead) {
   const Range columns = visibility.columns_of(group);
   if (columns.size() == 0) return;
   for (int r = rows.begin; r < rows.end; ++r) {
@@ -55,24 +73,25 @@ void absorb_group(const ForwardTile& tile, int group, Range rows, const float* p
     scores.modify(s, r, columns, nullptr);
     visibility.hide(r, s, -kInfinity);
     float rescale = softmax.absorb(r, s + columns.begin, columns.size());
+    Operands::pack_weights(s, columns);
     float* out = part(tile.out, r).data;
     if (rescale != 1.0f && !is_first)
       for (int d = 0; d < tile.out.stride; d += kWidth) store(out + d, load(out + d) * rescale);
   }
   visibility.for_each_run_of_keys(group, [&](Range keys) {
-    const std::int64_t first = std::int64_t{scores.keys.packed_panel(keys.begin / kPanel)} * kPanel;
-    product(rows.size(), static_cast<int>(tile.out.stride), keys.size(),
-            {part(tile.s, rows.begin, keys.begin).data, tile.s.stride, 1},
-            {packed_v + first * tile.out.stride, tile.out.stride}, part(tile.out, rows.begin),
-            is_first ? 0.0f : 1.0f, ahead);
+    product<typename Operands::Element>(
+        rows.size(), packed.dim_v, elements<Operands>(keys.size()),
+        Operands::by_rows(tile.s, rows.begin, keys.begin),
+        packed.v_panel(scores.keys.packed_panel(keys.begin / kPanel)), part(tile.out, rows.begin),
+        is_first ? 0.0f : 1.0f, ahead);
     is_first = false;
   });
 }
 
 /// Epilogue: out and lse leave the loop.
-template <class Tiles>
+template <class Operands, class Tiles>
 void store_forward(const AttentionForward& p, const Sequence& seq, int head, const Tiles& tiles,
-                   const typename Tiles::Queries& queries, const ForwardTile& tile,
+                   const typename Tiles::Queries& queries, const ForwardTile<Operands>& tile,
                    const OnlineSoftmax& softmax) {
   const RowWriter writer(p);
   auto out = tiles.rows(queries, p.out, head);
@@ -82,18 +101,19 @@ void store_forward(const AttentionForward& p, const Sequence& seq, int head, con
   }
 }
 
-template <class Tiles>
+template <class Operands, class Tiles>
 void forward_tile(const AttentionForward& p, const Sequence& seq, int head, const Tiles& tiles,
-                  const typename Tiles::Queries& queries, PackedHead packed, float* scratch,
-                  Prefetches* ahead) {
-  const Scores scores = Scores::make(p, seq, head);
-  const int rows = queries.size(), dim_v = round_up(p.dim_v, kColumnGranule);
+                  const typename Tiles::Queries& queries, const PackedKeys<Operands>& packed,
+                  float* scratch, Prefetches* ahead) {
+  const Scores scores = Scores::make(p, seq, head, Operands::kScalesQ ? 1.0f : p.scale);
+  const int rows = queries.size(), dim_v = packed.dim_v;
 
-  ForwardTile tile;
+  ForwardTile<Operands> tile;
   tile.out = {scratch, dim_v};
   tile.s = {scratch + kTile.queries * dim_v, kTile.keys};
-  tile.q = {tile.s.data + kTile.queries * kTile.keys, p.dim};
-  load_rows(tiles.rows(queries, p.q, head), 0, rows, rows, p.dim, p.scale, tile.q);
+  tile.q = {reinterpret_cast<typename Operands::Element*>(part(tile.s, kTile.queries).data),
+            packed.dim};
+  Operands::load_a(tiles.rows(queries, p.q, head), rows, p.dim, p.scale, tile.q);
 
   bool is_first[kGroupsPerTile];
   for (bool& first : is_first) first = true;
@@ -103,9 +123,9 @@ void forward_tile(const AttentionForward& p, const Sequence& seq, int head, cons
     const auto keys = tiles.visited(walk, n);
     const Visibility<Tiles> visibility(tiles, queries, keys);
     const RowScores<Tiles> row_scores{scores, queries, keys};
-    compute_scores(tile, packed.k, p.dim, keys, visibility, ahead);
+    compute_scores(tile, packed, keys, visibility, ahead);
     for (int group = 0; group < visibility.groups(); ++group)
-      absorb_group(tile, group, {group * kGroup, imin((group + 1) * kGroup, rows)}, packed.v,
+      absorb_group(tile, group, {group * kGroup, imin((group + 1) * kGroup, rows)}, packed,
                    visibility, softmax, row_scores, is_first[group], ahead);
   }
   for (int group = 0; group * kGroup < rows; ++group)
@@ -114,16 +134,16 @@ void forward_tile(const AttentionForward& p, const Sequence& seq, int head, cons
   store_forward(p, seq, head, tiles, queries, tile, softmax);
 }
 
-template <class Tiles>
+template <class Operands, class Tiles>
 void pack_panel(const AttentionForward& p, Task task, PackedHead packed) {
-  pack_panel(p, Tiles(p, *task.sequence), task.head, task.tile, packed);
+  pack_panel(p, Tiles(p, *task.sequence), task.head, task.tile, PackedKeys<Operands>(p, packed));
 }
 
-template <class Tiles>
+template <class Operands, class Tiles>
 void forward(const AttentionForward& p, Task task, PackedHead packed, float* scratch) {
   const Tiles tiles(p, *task.sequence);
-  forward_tile(p, *task.sequence, task.head, tiles, tiles.queries(task.tile), packed, scratch,
-               nullptr);
+  forward_tile(p, *task.sequence, task.head, tiles, tiles.queries(task.tile),
+               PackedKeys<Operands>(p, packed), scratch, nullptr);
 }
 
 template <class Tiles>
@@ -142,9 +162,10 @@ void ask_for_panel(const AttentionForward& p, const Tiles& tiles, int kv_head, i
 
 /// A task packs the keys and values of a key head for itself and walks all its queries. On the
 /// way it asks for the rows that the next one begins with.
-template <class Tiles>
-void forward_head(const AttentionForward& p, Task task, Task next, PackedHead packed,
+template <class Operands, class Tiles>
+void forward_head(const AttentionForward& p, Task task, Task next, PackedHead memory,
                   float* scratch) {
+  const PackedKeys<Operands> packed(p, memory);
   const Sequence &seq = *task.sequence, &next_seq = *next.sequence;
   if (seq.len_q == 0) return;
   const Tiles tiles(p, seq), next_tiles(p, next_seq);

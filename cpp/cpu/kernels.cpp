@@ -5,26 +5,33 @@
 // keep any one copy): everything lives in the namespace TILEATTN_ISA or is forced inline.
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#if defined(__AVX512BF16__)
+#include "cpu/operands_bf16.h"
+#endif
 #include "cpu/tiles_in_a_row.h"
 #include "cpu/tiles_of_grid.h"
 #include "tileattn/pattern/dispatch.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
-template <class Tiles>
-constexpr PatternKernels kKernels = {
-    pack_panel<Tiles>, forward<Tiles>, forward_head<Tiles>, prepare_queries<Tiles>,
-    backward<Tiles>,   nullptr,        store_dq<Tiles>,     backward_head<Tiles>};
+#if defined(__AVX512BF16__)
+using Operands = BFloat16Operands;  // for tensors in bfloat16 alone
+#else
+using Operands = Float32Operands;
+#endif
 
-template <>
-constexpr PatternKernels kKernels<TilesOfGrid> = {
-    pack_panel<TilesOfGrid>,      forward<TilesOfGrid>,      forward_head<TilesOfGrid>,
-    prepare_queries<TilesOfGrid>, backward<TilesOfGrid>,     backward_extra<TilesOfGrid>,
-    store_dq<TilesOfGrid>,        backward_head<TilesOfGrid>};
+template <class Tiles>
+constexpr PatternKernels kKernels = {pack_panel<Operands, Tiles>,
+                                     forward<Operands, Tiles>,
+                                     forward_head<Operands, Tiles>,
+                                     prepare_queries<Tiles>,
+                                     backward<Operands, Tiles>,
+                                     Tiles::kOnAGrid ? backward_extra<Operands, Tiles> : nullptr,
+                                     store_dq<Tiles>,
+                                     backward_head<Operands, Tiles>};
 
 extern const Variant kVariant;
 const Variant kVariant = {
-    TILEATTN_STRING(TILEATTN_ISA),
     {kKernels<TilesInARow<Dense>>, kKernels<TilesInARow<Causal>>,
      kKernels<TilesInARow<SlidingWindow>>},
     kKernels<TilesOfGrid>,

@@ -6,6 +6,9 @@
 // A is read element by element at any strides, so it may be transposed; B and C
 // are row-major and n a multiple of kColumnGranule. A block of up to kGroup rows
 // by kMaxVecs vectors of C stays in registers while k runs.
+//
+// Elements of A and B have 32 bits: a float, or several narrower numbers that follow each other
+// in k. Arithmetic<Element> says how they are multiplied.
 #pragma once
 
 #include "cpu/plan.h"
@@ -14,28 +17,44 @@
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
+template <class Element>
 struct StridedA {
-  const float* data;
+  const Element* data;
   std::int64_t row_stride;
   std::int64_t k_stride;
 };
 
-struct RowMajor {
-  float* data;
+template <class Element>
+struct Matrix {
+  Element* data;
   std::int64_t stride;
 };
+using RowMajor = Matrix<float>;
 
-struct ConstRowMajor {
-  const float* data;
+template <class Element>
+struct ConstMatrix {
+  const Element* data;
   std::int64_t stride;
-  ConstRowMajor(const float* data, std::int64_t stride) : data(data), stride(stride) {}
-  ConstRowMajor(RowMajor x) : data(x.data), stride(x.stride) {}
+  ConstMatrix(const Element* data, std::int64_t stride) : data(data), stride(stride) {}
+  ConstMatrix(Matrix<Element> x) : data(x.data), stride(x.stride) {}
 };
 
 /// The rest of x from an element on.
-inline RowMajor part(RowMajor x, int row, int column = 0) {
+template <class Element>
+Matrix<Element> part(Matrix<Element> x, int row, int column = 0) {
   return {x.data + row * x.stride + column, x.stride};
 }
+
+/// How elements are multiplied.
+template <class Element>
+struct Arithmetic;
+
+template <>
+struct Arithmetic<float> {
+  static Vec load(const float* from) { return TILEATTN_ISA::load(from); }
+  static Vec broadcast(float a) { return TILEATTN_ISA::broadcast(a); }
+  static Vec multiply_add(Vec a, Vec b, Vec sum) { return sum + a * b; }
+};
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kMaxVecs = 4;  // 6 x 4 of 32 registers
@@ -45,25 +64,26 @@ constexpr int kMaxVecs = 2;  // 6 x 2 of 16
 
 // Blocks are inlined: structs passed to them through the stack, written as vectors, would wait
 // behind the arithmetic of the block before, for about eight steps of k.
-template <int Rows, int Vecs>
-[[gnu::always_inline]] inline void block_product(int depth, StridedA a, const float* b,
+template <int Rows, int Vecs, class Element>
+[[gnu::always_inline]] inline void block_product(int depth, StridedA<Element> a, const Element* b,
                                                  std::int64_t b_stride, RowMajor c, float keep) {
+  using Ops = Arithmetic<Element>;
   Vec sum[Rows][Vecs];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < Vecs; ++v)
       sum[r][v] = keep != 0.0f ? keep * load(c.data + r * c.stride + v * kWidth) : Vec{};
-  const float* a_column = a.data;
+  const Element* a_column = a.data;
   for (int k = 0; k < depth; ++k, b += b_stride, a_column += a.k_stride) {
-    Vec b_row[Vecs];
+    decltype(Ops::load(b)) b_row[Vecs];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vecs; ++v) b_row[v] = load(b + v * kWidth);
+    for (int v = 0; v < Vecs; ++v) b_row[v] = Ops::load(b + v * kWidth);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      Vec a_element = broadcast(a_column[r * a.row_stride]);
+      const auto a_element = Ops::broadcast(a_column[r * a.row_stride]);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vecs; ++v) sum[r][v] += a_element * b_row[v];
+      for (int v = 0; v < Vecs; ++v) sum[r][v] = Ops::multiply_add(a_element, b_row[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 8
@@ -72,9 +92,10 @@ template <int Rows, int Vecs>
     for (int v = 0; v < Vecs; ++v) store(c.data + r * c.stride + v * kWidth, sum[r][v]);
 }
 
-template <int Vecs>
-[[gnu::always_inline]] inline void group_product(int rows, int depth, StridedA a, const float* b,
-                                                 std::int64_t b_stride, RowMajor c, float keep) {
+template <int Vecs, class Element>
+[[gnu::always_inline]] inline void group_product(int rows, int depth, StridedA<Element> a,
+                                                 const Element* b, std::int64_t b_stride,
+                                                 RowMajor c, float keep) {
   static_assert(kGroup == 6);
   switch (rows) {
     case 1: return block_product<1, Vecs>(depth, a, b, b_stride, c, keep);
@@ -87,12 +108,13 @@ template <int Vecs>
 }
 
 /// All rows of C, columns [column, column + vecs * kWidth).
-inline void panel_product(int rows, int vecs, int depth, StridedA a, const float* b,
-                          std::int64_t b_stride, RowMajor c, float keep, Prefetches* ahead) {
+template <class Element>
+void panel_product(int rows, int vecs, int depth, StridedA<Element> a, const Element* b,
+                   std::int64_t b_stride, RowMajor c, float keep, Prefetches* ahead) {
   for (int r = 0; r < rows; r += kGroup) {
     if (ahead) ahead->step(depth);
     int count = imin(kGroup, rows - r);
-    StridedA a_rows{a.data + r * a.row_stride, a.row_stride, a.k_stride};
+    StridedA<Element> a_rows{a.data + r * a.row_stride, a.row_stride, a.k_stride};
     RowMajor c_rows{c.data + r * c.stride, c.stride};
     switch (vecs) {
       case 1: group_product<1>(count, depth, a_rows, b, b_stride, c_rows, keep); break;
@@ -105,10 +127,18 @@ inline void panel_product(int rows, int vecs, int depth, StridedA a, const float
   }
 }
 
-inline void product(int rows, int columns, int depth, StridedA a, ConstRowMajor b, RowMajor c,
-                    float keep, Prefetches* ahead = nullptr) {
+template <class T>
+struct NotDeduced {
+  using Type = T;
+};
+
+/// depth: in elements
+template <class Element = float>
+void product(int rows, int columns, int depth, typename NotDeduced<StridedA<Element>>::Type a,
+             typename NotDeduced<ConstMatrix<Element>>::Type b, RowMajor c, float keep,
+             Prefetches* ahead = nullptr) {
   int vecs_left = columns / kWidth;
-  const float* b_panel = b.data;
+  const Element* b_panel = b.data;
   while (vecs_left > 0) {
     // Even panels: 5 vectors are 3 + 2 rather than 4 + 1.
     int vecs = ceil_div(vecs_left, ceil_div(vecs_left, kMaxVecs));

@@ -159,29 +159,42 @@ void load_rows(const Rows& from, int first, int rows, int padded_rows, int dim, 
   fill(to.data + rows * to.stride, (padded_rows - rows) * to.stride, 0.0f);
 }
 
-/// Up to kPanel tokens to panel[dim][kPanel]. Columns of missing tokens become 0 up to the
-/// next multiple of kColumnGranule; the others are left alone.
-template <class Rows>
-void load_transposed(const Rows& from, int rows, int dim, float* panel) {
+/// Up to kPanel rows of `width` floats to panel[width][kPanel]. Columns of missing rows become 0 up
+/// to the next multiple of kColumnGranule; the others are left alone. Bits are only moved.
+///
+/// copy_rows(first, count, to): the rows as floats, padded to kWidth rows of to.stride floats.
+/// Those that are floats in memory (in_place) are read there, where whole vectors fit.
+template <class Rows, class CopyRows>
+void transpose_rows_to_panel(const Rows& from, bool in_place, int rows, int width, float* panel,
+                             CopyRows copy_rows) {
   // Whole vectors, and one more: rows a power of two apart would share cache sets.
-  const int stride = round_up(dim, kColumnGranule) + kColumnGranule;
+  const int stride = round_up(width, kColumnGranule) + kColumnGranule;
   alignas(kVecBytes) float strip[kWidth * (kMaxDim + kColumnGranule)];
   for (int first = 0; first < round_up(rows, kColumnGranule); first += kWidth) {
     int count = imax(0, imin(kWidth, rows - first));
     for (int r = first + count; r < imin(first + 2 * kWidth, rows); ++r)
-      prefetch(from.row(r), dim * bytes_of(from.dtype));
-    const bool whole = from.dtype == DType::kFloat32 && dim % kWidth == 0 && count == kWidth;
-    if (!whole) load_rows(from, first, count, kWidth, dim, 1.0f, {strip, stride});
-    for (int d = 0; d < dim; d += kWidth) {
+      prefetch(from.row(r), width * (in_place ? 4 : 2));
+    const bool whole = in_place && width % kWidth == 0 && count == kWidth;
+    if (!whole) copy_rows(first, count, RowMajor{strip, stride});
+    for (int d = 0; d < width; d += kWidth) {
       Vec square[kWidth];
       for (int r = 0; r < kWidth; ++r)
         square[r] = whole ? load(reinterpret_cast<const float*>(from.row(first + r)) + d)
                           : load(strip + r * stride + d);
       transpose(square);
-      for (int i = 0; i < imin(kWidth, dim - d); ++i)
+      for (int i = 0; i < imin(kWidth, width - d); ++i)
         store(panel + (d + i) * kPanel + first, square[i]);
     }
   }
+}
+
+/// Up to kPanel tokens to panel[dim][kPanel], in fp32 and padded as above.
+template <class Rows>
+void load_transposed(const Rows& from, int rows, int dim, float* panel) {
+  transpose_rows_to_panel(from, from.dtype == DType::kFloat32, rows, dim, panel,
+                          [&](int first, int count, RowMajor to) {
+                            load_rows(from, first, count, kWidth, dim, 1.0f, to);
+                          });
 }
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

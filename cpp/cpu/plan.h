@@ -56,9 +56,10 @@ struct Task {
   int tile;
 };
 
-/// Keys and values of one (sequence, key head) in fp32, as the forward reads them.
+/// Memory for keys and values of one (sequence, key head), as the forward reads them; kernels of
+/// narrower operands use half of it.
 struct PackedHead {
-  float* k;  // panels [padded_keys / kPanel][dim][kPanel]
+  float* k;  // [padded_keys][dim]
   float* v;  // [padded_keys][padded dim_v]
 };
 
@@ -97,7 +98,6 @@ struct PatternKernels {
 
 /// Kernels of one instruction set.
 struct Variant {
-  const char* name;
   PatternKernels in_a_row[3];  // by PatternKind
   PatternKernels on_a_grid;
 };
@@ -114,7 +114,9 @@ constexpr std::int64_t forward_scratch(const AttentionProblem& p) {
 constexpr std::int64_t backward_scratch(const AttentionProblem& p) {
   std::int64_t dims = round_up(p.dim, kColumnGranule) + round_up(p.dim_v, kColumnGranule);
   std::int64_t keys = kTile.keys * (3 * dims), queries = kTile.queries * dims;
-  return keys + queries + 3 * kTile.queries * kTile.keys;
+  // Elements of two numbers have two layouts, which take as much as one of floats; but scores
+  // are floats first.
+  return keys + queries + kTile.queries * kTile.keys * 5 / 2;
 }
 
 }  // namespace tileattn::cpu

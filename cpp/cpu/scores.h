@@ -1,5 +1,5 @@
 // Scores: what happens to s = q . k before the normaliser sees it, and the
-// derivative of that. Here s already carries the scale.
+// derivative of that with respect to the scaled s.
 #pragma once
 
 #include "cpu/pack.h"
@@ -8,6 +8,7 @@ namespace tileattn::cpu::TILEATTN_ISA {
 
 /// The modifiers of one head.
 struct Scores {
+  float scale;                     // 1: s carries it
   float softcap;                   // 0: none
   float alibi_slope;               // 0: none
   const char* bias;                // [query, key], or null
@@ -16,8 +17,9 @@ struct Scores {
   int shift;  // a query's own position among the keys, less its index
   int len_k;
 
-  static Scores make(const AttentionProblem& p, const Sequence& seq, int head) {
+  static Scores make(const AttentionProblem& p, const Sequence& seq, int head, float scale) {
     Scores s{};
+    s.scale = scale;
     s.softcap = p.softcap;
     if (p.alibi_slopes) s.alibi_slope = p.alibi_slopes[seq.index * p.alibi_batch_stride + head];
     if (p.bias.data) {
@@ -35,7 +37,7 @@ struct Scores {
   /// s[0, count) are the scores of `query` and the keys from `key`, at most kTile.keys of them.
   /// Writes the derivative of the softcap, if there is one, to `cap_slope` unless null.
   void modify(float* s, int count, int query, int key, float* cap_slope) const {
-    if (softcap == 0 && alibi_slope == 0 && !bias) return;
+    if (softcap == 0 && alibi_slope == 0 && !bias) return scale_all(s, count);
     float added[kTile.keys] = {};
     if (bias)
       load_row(bias + query * bias_query_stride + key * bytes_of(bias_dtype), bias_dtype, added,
@@ -47,7 +49,7 @@ struct Scores {
       }
     float inverse_cap = softcap > 0 ? 1.0f / softcap : 0.0f;
     for (int j = 0; j < count; j += kWidth) {
-      Vec x = load(s + j);
+      Vec x = load(s + j) * scale;
       if (softcap > 0) {
         Vec t = tanh(x * inverse_cap);
         if (cap_slope) store(cap_slope + j, 1.0f - t * t);
@@ -56,9 +58,14 @@ struct Scores {
       store(s + j, x + load(added + j));
     }
   }
+
+  void scale_all(float* s, int count) const {
+    if (scale == 1.0f) return;
+    for (int j = 0; j < count; j += kWidth) store(s + j, load(s + j) * scale);
+  }
 };
 
-/// The modifiers of one tile; those of a grid's tokens are none.
+/// The modifiers of one tile; a grid's scores are only scaled.
 template <class Tiles>
 struct RowScores {
   const Scores& scores;
@@ -67,7 +74,8 @@ struct RowScores {
 
   /// The same for columns of row `r` of the tile; s[0] and cap_slope[0] belong to column 0.
   void modify(float* s, int r, Range columns, float* cap_slope) const {
-    if constexpr (!Tiles::kOnAGrid)
+    if constexpr (Tiles::kOnAGrid) scores.scale_all(s + columns.begin, columns.size());
+    else
       scores.modify(s + columns.begin, columns.size(), queries.tokens.begin + r,
                     keys.tokens.begin + columns.begin,
                     cap_slope ? cap_slope + columns.begin : nullptr);

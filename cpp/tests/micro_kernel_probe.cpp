@@ -9,9 +9,9 @@ const MicroKernelProbe kProbe = {
     TILEATTN_STRING(TILEATTN_ISA),
     [](int rows, int columns, int depth, const float* a, std::int64_t a_row_stride,
        std::int64_t a_k_stride, float* b, std::int64_t b_stride, float* c, std::int64_t c_stride,
-       bool accumulate) {
+       float keep) {
       product(rows, columns, depth, {a, a_row_stride, a_k_stride}, {b, b_stride}, {c, c_stride},
-              accumulate);
+              keep);
     },
     [](float* values, int count) {
       for (int i = 0; i < count; i += kWidth) store(values + i, exp(load(values + i)));

@@ -12,7 +12,7 @@ struct MicroKernelProbe {
   const char* name;
   void (*product)(int rows, int columns, int depth, const float* a, std::int64_t a_row_stride,
                   std::int64_t a_k_stride, float* b, std::int64_t b_stride, float* c,
-                  std::int64_t c_stride, bool accumulate);
+                  std::int64_t c_stride, float keep);
   void (*exp)(float* values, int count);  // in place; count a multiple of 16
   void (*tanh)(float* values, int count);
   float (*sum)(const float* values);  // of one vector of `width` floats

@@ -86,8 +86,11 @@ struct Problem {
   std::vector<float> slopes, sinks, dlse, lse, delta;
   std::vector<std::int32_t> cu_q = offsets(c.lens_q), cu_k = offsets(c.lens_k);
   float scale = 0.3f;
+  DType dtype;
 
-  explicit Problem(const Case& which) : c(which) {
+  explicit Problem(const Case& which, DType dtype = DType::kFloat32) : c(which), dtype(dtype) {
+    if (dtype == DType::kBFloat16)
+      for (GappedTensor* x : {&q, &k, &v, &dout}) x->round_to_bfloat16();
     std::size_t rows = std::size_t(tokens_q) * c.heads_q;
     lse.assign(rows, kNan);
     delta.assign(rows, kNan);
@@ -111,6 +114,7 @@ struct Problem {
     p.k = k.const_ref();
     p.v = v.const_ref();
     p.pattern = c.pattern;
+    p.dtype = dtype;
     p.scale = scale;
     p.softcap = c.softcap;
     if (p.batch > 1) p.cu_seqlens_q = cu_q.data(), p.cu_seqlens_k = cu_k.data();
@@ -120,7 +124,18 @@ struct Problem {
   }
   std::int64_t bias_stride() { return c.bias_per_query ? bias.ref().token_stride : 0; }
 
+  /// In bfloat16, q to dv are copied there and back.
   void run(const Executor& executor) {
+    if (dtype == DType::kFloat32) return run_here(executor);
+    GappedTensor* tensors[] = {&q, &k, &v, &dout, &out, &dq, &dk, &dv};
+    std::vector<std::uint16_t> copies[8];
+    for (int i = 0; i < 8; ++i) copies[i] = tensors[i]->to_bfloat16();
+    for (int i = 0; i < 8; ++i) tensors[i]->copy = copies[i].data();
+    run_here(executor);
+    for (int i = 0; i < 8; ++i) tensors[i]->from_bfloat16(copies[i]);
+  }
+
+  void run_here(const Executor& executor) {
     AttentionForward forward;
     fill(forward);
     forward.out = out.ref();
@@ -221,35 +236,45 @@ Expected reference(Problem& p) {
   return e;
 }
 
-void expect_close(const Error& error, const char* what) {
-  EXPECT_LE(error.worst, 4e-6 * error.magnitude) << what;
+constexpr double kFloat32Error = 4e-6, kBFloat16Error = 8e-3;
+
+void expect_close(const Error& error, const char* what, double allowed = kFloat32Error) {
+  EXPECT_LE(error.worst, allowed * error.magnitude) << what;
 }
 
-void expect_close(GappedTensor& got, const std::vector<double>& expected, const char* what) {
+void expect_close(GappedTensor& got, const std::vector<double>& expected, const char* what,
+                  double allowed = kFloat32Error) {
   Error error;
   for (int t = 0; t < got.tokens; ++t)
     for (int h = 0; h < got.heads; ++h)
       for (int d = 0; d < got.dim; ++d)
         error.add(got.at(t, h, d), expected[&got.at(t, h, d) - got.values.data()]);
-  expect_close(error, what);
+  expect_close(error, what, allowed);
   EXPECT_TRUE(got.gaps_untouched()) << what;
 }
 
+void expect_definition(const Case& c, DType dtype, double allowed) {
+  for (const Executor& executor : {Executor::serial(), Executor::threads(3)}) {
+    SCOPED_TRACE(c.name + ", " + std::to_string(executor.num_threads) + " threads");
+    Problem p(c, dtype);
+    p.run(executor);
+    Expected e = reference(p);
+    expect_close(e.out, "out", allowed);
+    expect_close(e.lse, "lse");
+    EXPECT_TRUE(p.out.gaps_untouched());
+    expect_close(p.dq, e.dq, "dq", allowed);
+    expect_close(p.dk, e.dk, "dk", allowed);
+    expect_close(p.dv, e.dv, "dv", allowed);
+    if (c.bias) expect_close(p.dbias, e.dbias, "dbias", allowed);
+  }
+}
+
 TEST(Attention, MatchesItsDefinition) {
-  for (const Case& c : cases())
-    for (const Executor& executor : {Executor::serial(), Executor::threads(3)}) {
-      SCOPED_TRACE(c.name + ", " + std::to_string(executor.num_threads) + " threads");
-      Problem p(c);
-      p.run(executor);
-      Expected e = reference(p);
-      expect_close(e.out, "out");
-      expect_close(e.lse, "lse");
-      EXPECT_TRUE(p.out.gaps_untouched());
-      expect_close(p.dq, e.dq, "dq");
-      expect_close(p.dk, e.dk, "dk");
-      expect_close(p.dv, e.dv, "dv");
-      if (c.bias) expect_close(p.dbias, e.dbias, "dbias");
-    }
+  for (const Case& c : cases()) expect_definition(c, DType::kFloat32, kFloat32Error);
+}
+
+TEST(Attention, MatchesItsDefinitionInBFloat16) {
+  for (const Case& c : cases()) expect_definition(c, DType::kBFloat16, kBFloat16Error);
 }
 
 TEST(Attention, GradientsAreBitEqualFromRunToRun) {

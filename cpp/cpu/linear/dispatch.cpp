@@ -4,13 +4,12 @@
 // each segment's own sum of k v^T, then the states before each, then all segments at once. The
 // gradient of the state passes the same way, backwards.
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 #include <vector>
 
+#include "cpu/instruction_set.h"
 #include "cpu/linear/states.h"
 #include "cpu/workers.h"
-#include "tileattn/attention.h"
 
 namespace tileattn::cpu {
 
@@ -28,17 +27,17 @@ extern const LinearVariant kLinearVariant;
 
 namespace {
 
-const LinearVariant& choose_variant() {
+const LinearVariant& variant() {
 #if defined(TILEATTN_X86_VARIANTS)
-  for (const LinearVariant* variant : {&avx512::kLinearVariant, &avx2::kLinearVariant})
-    if (std::strcmp(variant->name, instruction_set()) == 0) return *variant;
+  const InstructionSet set = instruction_set_in_use();
+  if (set >= InstructionSet::kAvx512) return avx512::kLinearVariant;
+  if (set >= InstructionSet::kAvx2) return avx2::kLinearVariant;
 #endif
   return portable::kLinearVariant;
 }
 
 const LinearKernels& kernels_for(const LinearAttentionProblem& p) {
-  static const LinearVariant& chosen = choose_variant();
-  return chosen.kernels[static_cast<int>(p.feature_map)];
+  return variant().kernels[static_cast<int>(p.feature_map)];
 }
 
 /// What memory safety rests on; the rest was checked by the caller.

@@ -8,7 +8,6 @@ namespace tileattn::cpu::TILEATTN_ISA {
 
 extern const LinearVariant kLinearVariant;
 const LinearVariant kLinearVariant = {
-    TILEATTN_STRING(TILEATTN_ISA),
     {
         {accumulate, accumulate_gradient, forward, backward_queries, backward_keys<KeySweep>, step},
         {accumulate, accumulate_gradient, forward, taylor2_backward_queries,

@@ -78,7 +78,6 @@ struct LinearKernels {
 
 /// All kernels of one instruction set.
 struct LinearVariant {
-  const char* name;
   LinearKernels kernels[2];  // by feature map
 };
 
