@@ -80,6 +80,13 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
 def require_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {describe(value)}; it must be a tensor")
+    if value.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor of layout {value.layout}; only tileattn.attention takes "
+            "those, jagged, as q, k and v. Pass values() and, where there are such, cu_seqlens"
+        )
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {value.layout}; it must be dense: pass .to_dense()")
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:

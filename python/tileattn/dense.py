@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 import torch
 from torch import Tensor
 
-from tileattn import _checks, capabilities, reference
+from tileattn import _checks, _nested, capabilities, reference
 from tileattn.backend import resolve_backend
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def attention(
     Args:
         q: [B, Sq, Hq, D] float32, float16 or bfloat16, any strides; packed: [Tq, Hq, D].
         k: [B, Sk, Hkv, D] of q's dtype; Hkv divides Hq (query head h reads h // (Hq / Hkv)).
-        v: [B, Sk, Hkv, Dv]. D and Dv are multiples of 8 up to 256.
+        v: [B, Sk, Hkv, Dv]. D and Dv are multiples of 8 up to 256. Or all three jagged nested
+            tensors of such shapes, which are packed sequences without any copy.
         causal: hide keys after the query's own position.
         window: (left, right) keys visible before and after it, each >= 0, or None: unlimited.
         sink_tokens: leading keys that the window never hides.
@@ -101,7 +102,7 @@ def attention(
 
     Returns:
         out: [B, Sq, Hq, Dv] of q's dtype (packed: [Tq, Hq, Dv]); with ``return_lse`` also lse:
-        [B, Sq, Hq] float32, natural logarithm. Both are differentiable.
+        [B, Sq, Hq] float32, natural logarithm. Both are differentiable, and nested like q.
 
     Under autocast q, k and v are cast to its dtype.
 
@@ -113,6 +114,9 @@ def attention(
     Source: Dao, FlashAttention-2 (2023); ALiBi: Press et al. (2022); softcap: Gemma 2 (2024);
     sinks: gpt-oss (2025); sink tokens: Xiao et al., StreamingLLM (2024).
     """
+    nested = q if _nested.any_nested(q, k, v) else None
+    if nested is not None:
+        q, k, v, cu_seqlens_q, cu_seqlens_k = _nested.unpack(q, k, v, cu_seqlens_q, cu_seqlens_k)
     q, k, v, bias = _autocast(q, k, v, bias)
     left, right, sink_tokens = _checks.check_window(window, sink_tokens)
     scale, softcap = _numbers(q, scale, softcap)
@@ -123,7 +127,7 @@ def attention(
 
     chosen = resolve_backend(backend, q.device)
     if chosen == "reference":
-        return reference.attention(
+        out, lse = reference.attention(
             q,
             k,
             v,
@@ -137,13 +141,16 @@ def attention(
             sinks=sinks,
             cu_seqlens_q=cu_seqlens_q,
             cu_seqlens_k=cu_seqlens_k,
-            return_lse=return_lse,
+            return_lse=True,
         )
-    _require_kernel(chosen, q, v)
-    _refuse_functional_transforms(q, k, v, bias, sinks)
-    tensors = (q, k, v, bias, alibi_slopes, _float32(sinks), cu_seqlens_q, cu_seqlens_k)
-    options = (scale, softcap, left, right, sink_tokens, causal, deterministic)
-    out, lse = _forward(*tensors, *options)
+    else:
+        _require_kernel(chosen, q, v)
+        _refuse_functional_transforms(q, k, v, bias, sinks)
+        tensors = (q, k, v, bias, alibi_slopes, _float32(sinks), cu_seqlens_q, cu_seqlens_k)
+        options = (scale, softcap, left, right, sink_tokens, causal, deterministic)
+        out, lse = _forward(*tensors, *options)
+    if nested is not None:
+        out, lse = _nested.like(out, nested), _nested.like(lse, nested)
     return (out, lse) if return_lse else out
 
 
@@ -224,7 +231,8 @@ def _check_tensors(
         batch = _checks.check_cu_seqlens(cu_seqlens_q, cu_seqlens_k, q, k)
     if bias is not None:
         if packed:
-            capabilities.require("reference", "bias with cu_seqlens", "a bias with cu_seqlens")
+            what = "a bias with cu_seqlens or nested tensors"
+            capabilities.require("reference", "bias with cu_seqlens", what)
         _checks.check_bias(bias, q, k)
     if alibi_slopes is not None:
         _checks.check_slopes(alibi_slopes, q, batch)

@@ -134,6 +134,8 @@ def agent_attention(
 
     Source: Han et al., Agent Attention (2023), eq. 5.
     """
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("agents", agents)):
+        _checks.require_tensor(name, tensor)
     gathered = attention(agents, k, v, bias=gather_bias, scale=scale, backend=backend)
     return attention(q, agents, gathered, bias=spread_bias, scale=scale, backend=backend)
 
@@ -172,6 +174,8 @@ def softmax_rnn_attention(
     """
     if finalizer not in FINALIZERS:
         raise ValueError(f"finalizer is {finalizer!r}; allowed: {', '.join(FINALIZERS)}")
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _checks.require_tensor(name, tensor)
     causal = _checks.check_flag("causal", causal)
     eps = _checks.check_number("eps", eps, minimum=0.0)
     out, lse = attention(q, k, v, causal=causal, scale=scale, return_lse=True, backend=backend)
