@@ -1,4 +1,4 @@
-"""The neighborhood modules, and the functions and modules under NATTEN's names."""
+"""The neighborhood modules."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from grid_cases import GridCase
-from torch import Tensor
 
 from tileattn import neighborhood_attention
-from tileattn.integrations import natten
 from tileattn.nn import (
     NeighborhoodAttention1d,
     NeighborhoodAttention2d,
@@ -93,62 +90,3 @@ def test_bad_sizes(arguments: dict[str, Any], message: str) -> None:
 def test_bad_rank() -> None:
     with pytest.raises(ValueError, match="2 grid axes"):
         NeighborhoodAttention2d(16, 2, window=3)(torch.zeros(1, 5, 16))
-
-
-NATTEN = {1: natten.na1d, 2: natten.na2d, 3: natten.na3d}
-
-
-@pytest.mark.parametrize("rank", NATTEN)
-def test_natten_function(rank: int) -> None:
-    tensors = GridCase(GRIDS[rank], {}, extra=2).tensors(torch.float32, "cpu")
-    q, k, v, extra_k, extra_v = tensors.values()
-    causal = (True,) + (False,) * (rank - 1)
-    out, lse = NATTEN[rank](
-        q,
-        k,
-        v,
-        kernel_size=3,
-        stride=2,
-        dilation=1,
-        is_causal=causal,
-        scale=0.3,
-        additional_keys=extra_k,
-        additional_values=extra_v,
-        return_lse=True,
-        backend="cutlass-fna",
-        q_tile_shape=(8, 8),
-    )
-    expected = neighborhood_attention(
-        **tensors, window=3, stride=2, causal=causal, scale=0.3, return_lse=True
-    )
-    torch.testing.assert_close((out, lse), expected)
-    plain = NATTEN[rank](q, k, v, 3)
-    assert isinstance(plain, Tensor)
-    torch.testing.assert_close(plain, neighborhood_attention(q, k, v, window=3))
-
-
-def test_natten_module_loads_checkpoints() -> None:
-    torch.manual_seed(0)
-    module = natten.NeighborhoodAttention2D(
-        dim := 32, 4, kernel_size=3, stride=1, dilation=1, is_causal=False, qkv_bias=True
-    )
-    names = {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
-    assert set(module.state_dict()) == names
-    x = torch.randn(2, 5, 6, dim)
-    # As NATTEN lays out the projection: [3, heads, head_dim].
-    q, k, v = module.qkv(x).unflatten(-1, (3, 4, 8)).unbind(-3)
-    expected = module.proj(neighborhood_attention(q, k, v, window=3).flatten(-2))
-    torch.testing.assert_close(module(x), expected)
-    for one, shape in (
-        (natten.NeighborhoodAttention1D, (9,)),
-        (natten.NeighborhoodAttention3D, (3, 4, 5)),
-    ):
-        assert one(32, 4, 3)(torch.randn(1, *shape, 32)).shape == (1, *shape, 32)
-
-
-def test_natten_refuses_what_it_does_not_know() -> None:
-    q = torch.zeros(1, 5, 6, 2, 16)
-    with pytest.raises(TypeError, match="na2d.. has no argument 'kernel'"):
-        natten.na2d(q, q, q, 3, kernel=3)
-    with pytest.raises(ValueError, match="na1d takes"):
-        natten.na1d(q, q, q, 3)

@@ -48,6 +48,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "RandomReluFeatureMap": [dict(head_dim=32, features=8)],
 }
+VARIANTS["NeighborhoodAttentionGeneric"] = [dict(SIZES, na_dim=2, kernel_size=3)]
 for n in GRIDS:
     VARIANTS[f"NeighborhoodAttention{n}d"] = [
         dict(SIZES, window=3, relative_bias=bias) for bias in (False, True)
@@ -58,6 +59,7 @@ for n in GRIDS:
 INPUTS: dict[str, list[tuple[int, ...]]] = {
     "AgentAttention": [(2, 5, 6, 32)],
     "HedgehogFeatureMap": [(2, 11, 4, 32)],
+    "NeighborhoodAttentionGeneric": [(2, 5, 6, 32)],
     "PrefixLinearAttention": [(2, 11, 32), (2, 5, 32)],
     **{f"NeighborhoodAttention{n}{d}": [(2, *grid, 32)] for n, grid in GRIDS.items() for d in "dD"},
 }

@@ -45,8 +45,10 @@ class _NeighborhoodAttention(ResettableModule):
         dilations = per_axis("dilation", dilation, self.rank, 1)
         smallest = [w * d for w, d in zip(windows, dilations, strict=True)]
         spec = check_spec(smallest, windows, stride, dilations, causal)  # else told by a forward
-        self.window, self.stride, self.dilation = spec.window, spec.stride, spec.dilation
-        self.causal = tuple(map(bool, spec.causal))
+        self.window: PerAxis = spec.window
+        self.stride: PerAxis = spec.stride
+        self.dilation: PerAxis = spec.dilation
+        self.causal: bool | Sequence[bool] = tuple(map(bool, spec.causal))
         self.scale = None if scale is None else check_number("scale", scale)
         bias = check_flag("bias", bias)
         channels = (num_heads + 2 * num_kv_heads) * self.head_dim
@@ -55,7 +57,7 @@ class _NeighborhoodAttention(ResettableModule):
         self.proj_drop = nn.Dropout(check_number("dropout", dropout, minimum=0.0))
         self.rpb: nn.Parameter | None = None
         if check_flag("relative_bias", relative_bias):
-            table = (num_heads, *(2 * w - 1 for w in self.window))
+            table = (num_heads, *(2 * w - 1 for w in windows))
             self.rpb = nn.Parameter(torch.empty(table, device=device, dtype=dtype))
         self._reset_own()
 
@@ -74,29 +76,32 @@ class _NeighborhoodAttention(ResettableModule):
         Returns:
             [B, *grid, C].
         """
-        if x.dim() != self.rank + 2:
+        channels = self.qkv.in_features
+        if x.dim() != self.rank + 2 or x.shape[-1] != channels:
             raise ValueError(
                 f"x has shape {list(x.shape)}; it must be [batch, *grid, channels] with "
-                f"{self.rank} grid axes"
+                f"{self.rank} grid axes and {channels} channels"
             )
         sizes = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split(sizes, dim=-2)
-        if self.rpb is None:
-            out = neighborhood_attention(
-                q,
-                k,
-                v,
-                window=self.window,
-                stride=self.stride,
-                dilation=self.dilation,
-                causal=self.causal,
-                scale=self.scale,
-                backend=backend,
-            )
-        else:
-            out = self._with_relative_bias(q, k, v, self.rpb)
+        out = self._attend(q, k, v, backend)
         result: Tensor = self.proj_drop(self.proj(out.flatten(-2)))
         return result
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, backend: str | None) -> Tensor:
+        if self.rpb is not None:
+            return self._with_relative_bias(q, k, v, self.rpb)
+        return neighborhood_attention(
+            q,
+            k,
+            v,
+            window=self.window,
+            stride=self.stride,
+            dilation=self.dilation,
+            causal=self.causal,
+            scale=self.scale,
+            backend=backend,
+        )
 
     def _with_relative_bias(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
         window, stride, dilation, causal = self.window, self.stride, self.dilation, self.causal

@@ -1,0 +1,1 @@
+"""NATTEN's helpers that are part of its interface."""
