@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tileattn import feature_maps, linear_attention
 from tileattn.nn import HedgehogFeatureMap, RandomReluFeatureMap
@@ -65,6 +66,28 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "hedgehog_joint": HedgehogFeatureMap(2, 4, joint=True, dtype=torch.float64),
     "relu_random": RandomReluFeatureMap(4, 9, bandwidth=0.5, dtype=torch.float64),
 }
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", MAPS)
+def test_only_the_result_is_rounded(name: str, dtype: torch.dtype, autocast: bool) -> None:
+    """Of what is beyond float16 on the way there, or is lost beside 1."""
+    module, gain = copy.deepcopy(MAPS[name]), 300.0
+    if name == "elu1":
+        gain = 4.0
+    if isinstance(module, nn.Module):
+        gain = 1e4
+        for weight in module.state_dict().values():
+            weight *= 8 if "hedgehog" in name else 1
+    x = (gain * normal(1, 50, 2, 4)).to(dtype)
+    exact = module(x.double())
+    if isinstance(module, nn.Module):
+        module.float()
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        found = module(x)
+    assert found.dtype == dtype
+    close(found, exact.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", MAPS)

@@ -115,9 +115,22 @@ def test_opcheck() -> None:
     spec = ([3, 4], [2, 3], [1, 2], [1, 1], [0, 1])
     weights = torch.randn(1, 12, 2, 6, requires_grad=True)
     ops = torch.ops.tileattn
-    torch.library.opcheck(ops.stencil_dot.default, (q, k.requires_grad_(), *spec))
-    torch.library.opcheck(ops.stencil_gather.default, (weights, k, *spec))
-    torch.library.opcheck(ops.stencil_scatter.default, (weights, q, 1, *spec))
+    torch.library.opcheck(ops.stencil_dot.default, (q, k.requires_grad_(), 0.5, *spec))
+    torch.library.opcheck(ops.stencil_gather.default, (weights, k, 0.5, *spec))
+    torch.library.opcheck(ops.stencil_scatter.default, (weights, q, 1, 0.5, *spec))
+
+
+def test_only_scaled_scores_are_rounded() -> None:
+    """Products beyond float16 whose scaled sums, and gradients, are not."""
+    exact = [(200 * torch.randn(1, 9, 2, 64)).half().double() for _ in "qk"]
+    results = []
+    for dtype in (torch.float64, torch.float16):
+        q, k = leaves = [x.to(dtype).requires_grad_() for x in exact]
+        scores = neighborhood_qk(q, k, window=5, scale=2.0**-12)
+        arriving = torch.full_like(scores, 1000.0)
+        results.append([scores, *torch.autograd.grad(scores, leaves, arriving)])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected.half(), rtol=1e-3, atol=1e-3)
 
 
 def test_relative_positions_by_hand() -> None:

@@ -3,12 +3,13 @@
 Slot n of a query is the n-th key of its window, row-major. Three operators, each the derivative
 of the other two:
 
-    dot(q, k)[i, n]     = q[i] . k[key of slot n]
-    gather(w, v)[i]     = sum over n of w[i, n] v[key of slot n]
-    scatter(w, x)[j]    = sum over the slots (i, n) whose key is j of w[i, n] x[i]
+    dot(q, k)[i, n]     = scale * q[i] . k[key of slot n]
+    gather(w, v)[i]     = scale * sum over n of w[i, n] v[key of slot n]
+    scatter(w, x)[j]    = scale * sum over the slots (i, n) whose key is j of w[i, n] x[i]
 
 Slots beyond a causal query's window hold no key and give 0. They run on any device and dtype
-(sums in float32 or wider), need no memory beyond their results, and are opaque to torch.compile.
+(sums in float32 or wider, scaled before they are rounded), need no memory beyond their results, and
+are opaque to torch.compile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tileattn.reference.precision import exact_dtype
 
 Ints = Sequence[int]
 
@@ -74,8 +77,7 @@ def held_slots(grid: Ints, spec: Sequence[Ints], device: torch.device) -> Tensor
 
 def _wide(tensor: Tensor, heads_kv: int) -> Tensor:
     """[B, tokens, heads, x] as [B, tokens, Hkv, heads / Hkv, x], half precision in float32."""
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    wide: Tensor = tensor.to(dtype).unflatten(2, (heads_kv, -1))
+    wide: Tensor = tensor.to(exact_dtype(tensor.dtype)).unflatten(2, (heads_kv, -1))
     return wide
 
 
@@ -90,6 +92,7 @@ def _mask(held: Tensor | None, values: Tensor) -> Tensor:
 def dot(
     q: Tensor,
     k: Tensor,
+    scale: float,
     grid: Ints,
     window: Ints,
     stride: Ints,
@@ -103,13 +106,14 @@ def dot(
         _mask(held, (wide_q * wide_k[:, key]).sum(-1)).flatten(2)
         for _, key, held in slots(grid, spec, q.device)
     ]
-    return torch.stack(found, -1).to(q.dtype)
+    return (scale * torch.stack(found, -1)).to(q.dtype)
 
 
 @torch.library.custom_op("tileattn::stencil_gather", mutates_args=())
 def gather(
     weights: Tensor,
     v: Tensor,
+    scale: float,
     grid: Ints,
     window: Ints,
     stride: Ints,
@@ -121,7 +125,7 @@ def gather(
     out = wide_v.new_zeros(*wide_w.shape[:-1], v.shape[-1])
     for n, key, held in slots(grid, (window, stride, dilation, causal), v.device):
         out += _mask(held, wide_w[..., n, None]) * wide_v[:, key]
-    return out.flatten(2, 3).to(v.dtype)
+    return (scale * out).flatten(2, 3).to(v.dtype)
 
 
 @torch.library.custom_op("tileattn::stencil_scatter", mutates_args=())
@@ -129,6 +133,7 @@ def scatter(
     weights: Tensor,
     x: Tensor,
     heads_kv: int,
+    scale: float,
     grid: Ints,
     window: Ints,
     stride: Ints,
@@ -140,7 +145,7 @@ def scatter(
     out = wide_x.new_zeros(*x.shape[:2], heads_kv, x.shape[-1])
     for n, key, held in slots(grid, (window, stride, dilation, causal), x.device):
         out.index_add_(1, key, (_mask(held, wide_w[..., n, None]) * wide_x).sum(3))
-    return out.to(x.dtype)
+    return (scale * out).to(x.dtype)
 
 
 def _slots(window: Ints) -> int:
@@ -151,7 +156,7 @@ def _slots(window: Ints) -> int:
 
 
 @dot.register_fake
-def _(q: Tensor, k: Tensor, grid: Ints, window: Ints, *_: Any) -> Tensor:
+def _(q: Tensor, k: Tensor, scale: float, grid: Ints, window: Ints, *_: Any) -> Tensor:
     return q.new_empty(*q.shape[:3], _slots(window))
 
 
@@ -167,28 +172,28 @@ def _(weights: Tensor, x: Tensor, heads_kv: int, *_: Any) -> Tensor:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
-    ctx.spec = inputs[-5:]
+    ctx.options = inputs[-6:]  # scale, grid, window, stride, dilation, causal
 
 
 def _dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k = ctx.saved_tensors
-    dq = gather(grad, k, *ctx.spec) if ctx.needs_input_grad[0] else None
-    dk = scatter(grad, q, k.shape[2], *ctx.spec) if ctx.needs_input_grad[1] else None
-    return dq, dk, *(None,) * 5
+    dq = gather(grad, k, *ctx.options) if ctx.needs_input_grad[0] else None
+    dk = scatter(grad, q, k.shape[2], *ctx.options) if ctx.needs_input_grad[1] else None
+    return dq, dk, *(None,) * 6
 
 
 def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, v = ctx.saved_tensors
-    dw = dot(grad, v, *ctx.spec).to(weights.dtype) if ctx.needs_input_grad[0] else None
-    dv = scatter(weights, grad, v.shape[2], *ctx.spec) if ctx.needs_input_grad[1] else None
-    return dw, dv, *(None,) * 5
+    dw = dot(grad, v, *ctx.options).to(weights.dtype) if ctx.needs_input_grad[0] else None
+    dv = scatter(weights, grad, v.shape[2], *ctx.options) if ctx.needs_input_grad[1] else None
+    return dw, dv, *(None,) * 6
 
 
 def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, x = ctx.saved_tensors
-    dw = dot(x, grad, *ctx.spec).to(weights.dtype) if ctx.needs_input_grad[0] else None
-    dx = gather(weights, grad, *ctx.spec) if ctx.needs_input_grad[1] else None
-    return dw, dx, *(None,) * 6
+    dw = dot(x, grad, *ctx.options).to(weights.dtype) if ctx.needs_input_grad[0] else None
+    dx = gather(weights, grad, *ctx.options) if ctx.needs_input_grad[1] else None
+    return dw, dx, *(None,) * 7
 
 
 dot.register_autograd(_dot_backward, setup_context=_save)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tileattn import _checks, _nested, capabilities, reference
+from tileattn._precision import autocast
 from tileattn.backend import resolve_backend
 
 if TYPE_CHECKING:
@@ -192,18 +193,9 @@ def _autocast(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """q, k, v in autocast's dtype, as matrix products do; a float32 bias stays exact."""
-    kind = q.device.type if isinstance(q, Tensor) else "meta"
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # torch refuses to say for meta
-        return q, k, v, bias
-    target = torch.get_autocast_dtype(kind)
-
-    def cast(tensor: Tensor) -> Tensor:
-        eligible = isinstance(tensor, Tensor) and tensor.is_floating_point()
-        return tensor.to(target) if eligible and tensor.dtype != torch.float64 else tensor
-
     if isinstance(bias, Tensor) and bias.dtype != torch.float32:
-        bias = cast(bias)
-    return cast(q), cast(k), cast(v), bias
+        bias = autocast(bias)
+    return autocast(q), autocast(k), autocast(v), bias
 
 
 def _numbers(q: Tensor, scale: float | None, softcap: float) -> tuple[float, float]:

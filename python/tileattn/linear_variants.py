@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import _checks
-from tileattn.dense import attention
+from tileattn import _checks, capabilities
+from tileattn._precision import autocast, range_factor
+from tileattn.backend import resolve_backend
+from tileattn.dense import _autocast, attention
 from tileattn.feature_maps import FeatureMap
 from tileattn.linear import linear_attention, segment_state
+from tileattn.reference.precision import exact_dtype, no_autocast
 
 __all__ = [
     "agent_attention",
@@ -78,7 +81,7 @@ def clamped_linear_attention(
     Args:
         q: [B, T, Hq, D]; k: [B, T, Hkv, D]; v: [B, T, Hkv, Dv].
         temperature: tau [Hq], learned; 1 by default.
-        minimum: of the denominator; below it, no gradient passes through it.
+        minimum: of the denominator, >= 0; below it, no gradient passes through it.
         backend: as in :func:`tileattn.linear_attention`.
 
     Returns:
@@ -91,17 +94,27 @@ def clamped_linear_attention(
     ReLU linear attention with a clamped denominator.
     """
     minimum = _checks.check_number("minimum", minimum, minimum=0.0)
-    numerator = linear_attention(
-        q, k, v, feature_map="relu", causal=False, scale=1.0, backend=backend
+    q, k, v = autocast(q), autocast(k), autocast(v)
+    # A mean of values is in their range, unlike its numerator.
+    mean = linear_attention(
+        q, k, v, feature_map="relu", normalize=True, causal=False, backend=backend
     )
-    total = k.relu().sum(1, dtype=torch.promote_types(k.dtype, torch.float32))
-    total = total.repeat_interleave(q.shape[2] // k.shape[2], dim=1)
-    denominator = torch.einsum("bthd,bhd->bth", q.relu().to(total.dtype), total)
-    factor = 1 / denominator.clamp(min=minimum)
+    exact = exact_dtype(q.dtype)
+    factor = torch.ones(q.shape[:-1], dtype=exact, device=q.device)
+    if minimum > 0:
+        total = k.relu().sum(1, dtype=exact).repeat_interleave(q.shape[2] // k.shape[2], dim=1)
+        with no_autocast(q.device):
+            denominator = torch.einsum("bthd,bhd->bth", q.relu().to(exact), total)
+        factor = (denominator / minimum).clamp(max=1.0)
     if temperature is not None:
-        factor = factor * temperature.to(factor.dtype)
-    out: Tensor = (numerator * factor.unsqueeze(-1)).to(numerator.dtype)
+        factor = factor * temperature.to(exact)
+    out: Tensor = (mean * factor.unsqueeze(-1)).to(mean.dtype)
     return out
+
+
+def takes_float32(x: Tensor, backend: str | None) -> bool:
+    """Whether float16 tensors may as well be float32 ones in a call between others."""
+    return not capabilities.why_not(resolve_backend(backend, x.device), "float32")
 
 
 def agent_attention(
@@ -132,12 +145,26 @@ def agent_attention(
     Raises:
         TypeError, ValueError, NotImplementedError: as ``attention``.
 
+    What the agents gather and its gradient, a sum over the queries, are in float32 for float16 on
+    backends that take it; on CUDA they are tensors of q's dtype.
+
     Source: Han et al., Agent Attention (2023), eq. 5.
     """
     for name, tensor in (("q", q), ("k", k), ("v", v), ("agents", agents)):
         _checks.require_tensor(name, tensor)
-    gathered = attention(agents, k, v, bias=gather_bias, scale=scale, backend=backend)
-    return attention(q, agents, gathered, bias=spread_bias, scale=scale, backend=backend)
+    q, k, v, gather_bias = _autocast(q, k, v, gather_bias)
+    _, _, agents, spread_bias = _autocast(q, k, agents, spread_bias)
+    widen = q.dtype == torch.float16 and takes_float32(q, backend)
+
+    def attend(*operands: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v = (t.float() for t in operands) if widen else operands
+        bias = bias.float() if widen and bias is not None else bias
+        out: Tensor = attention(q, k, v, bias=bias, scale=scale, backend=backend)
+        return out
+
+    with no_autocast(q.device):
+        gathered = attend(agents, k, v, bias=gather_bias)
+        return attend(q, agents, gathered, bias=spread_bias).to(q.dtype)
 
 
 def softmax_rnn_attention(
@@ -178,10 +205,20 @@ def softmax_rnn_attention(
         _checks.require_tensor(name, tensor)
     causal = _checks.check_flag("causal", causal)
     eps = _checks.check_number("eps", eps, minimum=0.0)
-    out, lse = attention(q, k, v, causal=causal, scale=scale, return_lse=True, backend=backend)
+    options: dict[str, Any] = {"causal": causal, "scale": scale, "backend": backend}
     if finalizer == "sum":
-        return out
+        mean: Tensor = attention(q, k, v, **options)
+        return mean
+    q, k, v = autocast(q), autocast(k), autocast(v)
+    _checks.check_qkv(q, k, v, packed=False)
+    factor: Tensor | None = None
+    if v.dtype == torch.float16:  # rows may be small, their gradients large
+        factor = range_factor(v, (1, 3))
+        v = (factor * v).to(v.dtype)
+    out, lse = attention(q, k, v, return_lse=True, **options)
     rows = out.to(lse.dtype)
+    if factor is not None:
+        rows = rows / factor.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
     if finalizer == "count":
         seen = torch.full((q.shape[1],), k.shape[1], dtype=lse.dtype, device=q.device)
         if causal:

@@ -6,7 +6,7 @@ grows with the number of keys, not with its square; the backward computes each b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tileattn import _checks
+from tileattn._precision import autocast
+from tileattn.reference.precision import exact_dtype, no_autocast
 
 __all__ = ["local_linear_attention", "parallax_attention"]
 
@@ -99,7 +101,7 @@ def parallax_attention(
 def _by_blocks(
     attend: Callable[..., Tensor],
     q: Tensor,
-    per_query: tuple[Tensor, ...],
+    per_query: Iterable[Tensor],
     k: Tensor,
     v: Tensor,
     causal: bool,
@@ -107,6 +109,7 @@ def _by_blocks(
 ) -> Tensor:
     """attend(p, *per_query, k, v) for blocks of queries, all [B, H, tokens, D]."""
     causal = _checks.check_flag("causal", causal)
+    q, k, v, *per_query = (autocast(t) for t in (q, k, v, *per_query))
     _checks.check_qkv(q, k, v, packed=False)
     shift = k.shape[1] - q.shape[1]
     if k.shape[1] == 0 or (causal and shift < 0):
@@ -115,7 +118,7 @@ def _by_blocks(
             f"those of q, {q.shape[1]}"
         )
     scale = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
-    exact = torch.promote_types(q.dtype, torch.float32)
+    exact = exact_dtype(q.dtype)
     group = q.shape[2] // k.shape[2]
     heads_first = [t.transpose(1, 2).to(exact) for t in (q, *per_query, k, v)]
     *rows, k, v = heads_first
@@ -132,7 +135,7 @@ def _by_blocks(
 
     outs = []
     # Autocast would round the products.
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device):
         for first in range(0, q.shape[1], _BLOCK):
             parts = [t[:, :, first : first + _BLOCK] for t in rows]
             if torch.is_grad_enabled():

@@ -18,6 +18,7 @@ from tileattn._neighborhood_checks import (
     check_spec,
     per_axis,
 )
+from tileattn._precision import autocast
 from tileattn.backend import resolve_backend
 from tileattn.dense import _autocast, _refuse_functional_transforms, _require_kernel
 
@@ -124,7 +125,7 @@ def neighborhood_attention(
     q, k, v, _ = _autocast(q, k, v, None)
     grid = check_grid(q, k, v)
     spec = check_spec(grid, window, stride, dilation, causal)
-    extra_keys, extra_values = _cast_like(q, extra_keys), _cast_like(q, extra_values)
+    extra_keys, extra_values = autocast(extra_keys), autocast(extra_values)
     check_extra(extra_keys, extra_values, q, v, k.shape[-2])
     out, lse = _attend(q, k, v, spec, scale, extra_keys, extra_values, deterministic, backend)
     return (out, lse) if return_lse else out
@@ -235,13 +236,6 @@ def _keys_in_grid(
         along = (first + b + h).clamp(max=length) - (first - h).clamp(min=0)
         count = count[..., None] * along
     return count
-
-
-def _cast_like(q: Tensor, tensor: Tensor | None) -> Tensor | None:
-    """``tensor`` in the dtype that autocast gave q."""
-    if not isinstance(tensor, Tensor) or q.device.type == "meta":
-        return tensor
-    return _autocast(tensor, tensor, tensor, None)[0]
 
 
 def _attend(

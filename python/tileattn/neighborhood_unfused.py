@@ -46,7 +46,7 @@ def neighborhood_qk(
     grid = check_grid(q, k, k)
     spec = check_spec(grid, window, stride, dilation, causal)[:4]
     factor = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
-    scores: Tensor = _stencil.dot(_tokens(q), _tokens(k), grid, *spec) * factor
+    scores: Tensor = _stencil.dot(_tokens(q), _tokens(k), factor, grid, *spec)
     if any(spec[3]):
         held = _stencil.held_slots(grid, spec, q.device)
         scores = scores.masked_fill(~held[None, :, None, :], -torch.inf)
@@ -97,7 +97,7 @@ def neighborhood_av(
     if any(spec[3]):  # what is not a number there must not reach the sum
         held = _stencil.held_slots(grid, spec, v.device).unflatten(0, grid)
         weights = weights.masked_fill(~held[..., None, :], 0.0)
-    out: Tensor = _stencil.gather(_tokens(weights), _tokens(v), grid, *spec)
+    out: Tensor = _stencil.gather(_tokens(weights), _tokens(v), 1.0, grid, *spec)
     return out.reshape(*weights.shape[:-1], v.shape[-1])
 
 

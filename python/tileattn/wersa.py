@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tileattn import _checks
+from tileattn._precision import range_factor
 from tileattn.feature_maps import relu_random
 from tileattn.linear import linear_attention
+from tileattn.reference.precision import exact_dtype, no_autocast
 
 __all__ = ["haar_filter", "wersa_attention"]
 
@@ -40,7 +42,7 @@ def haar_filter(x: Tensor, gains: Tensor) -> Tensor:
             f"gains has shape {list(gains.shape)}; it must be [levels + 1] or [batch, levels + 1, "
             f"heads] with batch {x.shape[0]} and heads {x.shape[2]}"
         )
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = exact_dtype(x.dtype)
     bands = gains.to(exact).unbind(0 if gains.dim() == 1 else 1)
     if gains.dim() == 3:
         bands = tuple(gain[:, None, :, None] for gain in bands)
@@ -86,8 +88,11 @@ def wersa_attention(
     """
 
     def features(x: Tensor) -> Tensor:
-        exact = torch.promote_types(x.dtype, torch.float32)
-        return relu_random(haar_filter(x.to(exact), gains), projection.to(exact), bandwidth)
+        exact = x.to(exact_dtype(x.dtype))
+        with no_autocast(x.device):
+            found = relu_random(haar_filter(exact, gains), projection, bandwidth)
+        # A factor of all tokens cancels.
+        return found * range_factor(found, (1, 3)) if x.dtype == torch.float16 else found
 
     return linear_attention(
         q, k, v, feature_map=features, normalize=True, causal=False, backend=backend

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tileattn._neighborhood_checks import PerAxis, per_axis
 from tileattn.linear_variants import agent_attention
 from tileattn.nn.linear_variants import SelfAttentionModule
+from tileattn.reference.precision import exact_dtype
 
 
 class _BiasTables(nn.ParameterList):
@@ -35,8 +36,8 @@ class _BiasTables(nn.ParameterList):
             nn.init.trunc_normal_(table, std=0.02)
 
     def bias(self) -> Tensor:
-        """[H, agents, pixels]."""
-        coarse, rows, columns = self
+        """[H, agents, pixels], in float32: the gradients of tables are sums over pixels."""
+        coarse, rows, columns = (table.to(exact_dtype(table.dtype)) for table in self)
         enlarged = F.interpolate(coarse, size=self.image, mode="bilinear")
         bias: Tensor = (enlarged + rows + columns).flatten(2)
         return bias

@@ -53,8 +53,7 @@ class HedgehogFeatureMap(ResettableModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H, D] -> [..., H, 2 M]."""
-        weight = self.weight.to(x.dtype)
-        return hedgehog_joint(x, weight) if self.joint else hedgehog(x, weight)
+        return hedgehog_joint(x, self.weight) if self.joint else hedgehog(x, self.weight)
 
     def extra_repr(self) -> str:
         heads, dim, features = self.weight.shape
@@ -106,7 +105,7 @@ class RandomReluFeatureMap(ResettableModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., M]."""
-        return relu_random(x, self.projection.to(x.dtype), self.bandwidth)
+        return relu_random(x, self.projection, self.bandwidth)
 
     def extra_repr(self) -> str:
         dim, features = self.projection.shape

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from tileattn import _checks
 from tileattn.decays import transnormer
 from tileattn.linear import linear_attention
+from tileattn.linear_variants import takes_float32
 from tileattn.nn._sizes import check_free_heads
 from tileattn.nn.resettable import ResettableModule
+from tileattn.reference.precision import exact_dtype, no_autocast
 
 
 class LightningAttention(ResettableModule):
@@ -28,6 +30,9 @@ class LightningAttention(ResettableModule):
             it, of a model that computes its decays, leaves that of the constructor.
         layer, num_layers: place of the layer in the model, from 0.
         device, dtype: of the parameters.
+
+    Float16 has too small a range for sums over all tokens: there the attention runs in float32, and
+    on CUDA, whose kernels do not take it, in bfloat16.
 
     Raises:
         TypeError, ValueError: head counts or channels that do not divide, a log_decay that is no
@@ -118,19 +123,26 @@ class LightningAttention(ResettableModule):
             [B, T, C], and the state after the last token.
         """
         qkv = F.silu(self.qkv_proj(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
-        q, k, v = qkv.unbind(-3)
-        out, last = linear_attention(
-            q,
-            k,
-            v,
-            log_decay=self.log_decay,
-            scale=1.0,
-            initial_state=state,
-            return_final_state=True,
-            backend=backend,
-        )
+        dtype = qkv.dtype
+        if dtype == torch.float16:  # sums that only the norm bounds
+            dtype = torch.float32 if takes_float32(qkv, backend) else torch.bfloat16
+        q, k, v = qkv.to(dtype).unbind(-3)
+        with no_autocast(x.device):
+            out, last = linear_attention(
+                q,
+                k,
+                v,
+                log_decay=self.log_decay,
+                scale=1.0,
+                initial_state=state,
+                return_final_state=True,
+                backend=backend,
+            )
+            exact = exact_dtype(out.dtype)
+            rows, weight = out.flatten(-2).to(exact), self.norm.weight.to(exact)
+            rows = F.rms_norm(rows, self.norm.normalized_shape, weight, self.norm.eps)
         assert isinstance(last, Tensor)
-        gated = torch.sigmoid(self.gate_proj(x)) * self.norm(out.flatten(-2))
+        gated = torch.sigmoid(self.gate_proj(x)) * rows.to(qkv.dtype)
         result: Tensor = self.out_proj(gated)
         return result, last
 

@@ -18,6 +18,7 @@ from tileattn.local_linear import local_linear_attention, parallax_attention
 from tileattn.nn._sizes import check_heads
 from tileattn.nn.feature_maps import draw_projection
 from tileattn.nn.resettable import ResettableModule
+from tileattn.reference.precision import exact_dtype
 from tileattn.wersa import wersa_attention
 
 
@@ -298,7 +299,7 @@ class WersaAttention(SelfAttentionModule):
             v,
             gains * self.band_scale[:, None],
             self.projection,
-            bandwidth=self.log_bandwidth.exp(),
+            bandwidth=self.log_bandwidth.to(exact_dtype(x.dtype)).exp(),
             backend=backend,
         )
         return self.merge(out)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from tileattn.reference.precision import exact_dtype, no_autocast
 
 
 def attention_mask(
@@ -59,7 +60,7 @@ def attention(
             lse has this dtype too.
     """
     del deterministic  # always
-    dtype = compute_dtype or (torch.float64 if q.dtype == torch.float64 else torch.float32)
+    dtype = compute_dtype or exact_dtype(q.dtype)
     result_dtype = q.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -76,17 +77,13 @@ def attention(
         scores = _scores(q, k, scale, softcap, slopes, bias)
         return _softmax_values(scores.masked_fill(~visible, -torch.inf), v, sinks)
 
-    with _no_autocast(q.device.type):  # it would round the products
+    with no_autocast(q.device):  # it would round the products
         if cu_seqlens_q is None or cu_seqlens_k is None:
             out, lse = one(q, k, v, alibi_slopes)
         else:
             out, lse = _packed(one, q, k, v, alibi_slopes, cu_seqlens_q, cu_seqlens_k)
     out = out.to(result_dtype)
     return (out, lse) if return_lse else out
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def _scores(

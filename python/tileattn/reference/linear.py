@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from tileattn.reference.precision import exact_dtype, no_autocast
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -34,7 +35,7 @@ def linear_attention(
         compute_dtype: dtype of every step; by default float32, or float64 for float64 inputs.
             States have this dtype too.
     """
-    dtype = compute_dtype or (torch.float64 if q.dtype == torch.float64 else torch.float32)
+    dtype = compute_dtype or exact_dtype(q.dtype)
     result_dtype = q.dtype
     if feature_map is not None:
         q, k = feature_map(q), feature_map(k)
@@ -48,7 +49,7 @@ def linear_attention(
     s, z = _initial(initial_state, sequences, q, v)
     recur = _causal if causal else _bidirectional
 
-    with _no_autocast(q.device.type):  # it would round the products
+    with no_autocast(q.device):  # it would round the products
         if cu_seqlens is None:
             numerator, denominator, s, z = recur(q, k, v, decay, s, z)
         else:
@@ -70,10 +71,6 @@ def linear_attention(
     if not return_final_state:
         return out
     return out, ((s, z) if normalize else s)
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def _initial(state: State | None, sequences: int, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,36 @@
-"""Operators composed of linear and softmax attention, each from its definition, quadratic."""
+"""Operators composed of linear and softmax attention, each from its definition, quadratic.
+
+Half precision is computed in float32 and returned in q's dtype.
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from tileattn.reference.precision import exact_dtype, no_autocast
 
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def _exact(function: Function) -> Function:
+    @functools.wraps(function)
+    def call(q: Tensor, *rest: Any, **options: Any) -> Tensor:
+        def wide(x: Any) -> Any:
+            return x.to(exact_dtype(q.dtype)) if isinstance(x, Tensor) else x
+
+        options = {name: wide(value) for name, value in options.items()}
+        with no_autocast(q.device):
+            return function(wide(q), *map(wide, rest), **options).to(q.dtype)
+
+    return cast(Function, call)
+
+
+@_exact
 def prefix_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, *, normalize: bool = True
 ) -> Tensor:
@@ -20,6 +45,7 @@ def prefix_linear_attention(
     return _mix(weights, values)
 
 
+@_exact
 def clamped_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, *, temperature: Tensor | None = None, minimum: float = 100.0
 ) -> Tensor:
@@ -31,6 +57,7 @@ def clamped_linear_attention(
     return _mix(out, v)
 
 
+@_exact
 def agent_attention(
     q: Tensor,
     k: Tensor,
@@ -46,6 +73,7 @@ def agent_attention(
     return _mix((scale * _products(q, agents) + spread_bias).softmax(-1), gathered)
 
 
+@_exact
 def softmax_rnn_attention(
     q: Tensor, k: Tensor, v: Tensor, *, finalizer: str = "sum", causal: bool = True
 ) -> Tensor:
@@ -77,6 +105,7 @@ def _mix(weights: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhij,bjhd->bihd", weights, v)
 
 
+@_exact
 def local_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, *, ridge: float = 10.0, causal: bool = True
 ) -> Tensor:
@@ -91,6 +120,7 @@ def local_linear_attention(
     return _mix(c / c.sum(-1, keepdim=True), v)
 
 
+@_exact
 def parallax_attention(
     q: Tensor, r: Tensor, k: Tensor, v: Tensor, *, causal: bool = True
 ) -> Tensor:
@@ -100,6 +130,7 @@ def parallax_attention(
     return _mix(p, v) - _mix(p * (u - mean), v)
 
 
+@_exact
 def wersa_attention(
     q: Tensor, k: Tensor, v: Tensor, gains: Tensor, projection: Tensor, *, bandwidth: float = 1.0
 ) -> Tensor:

@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tileattn.reference.dense import _no_autocast, _scores, _softmax_values
+from tileattn.reference.dense import _scores, _softmax_values
+from tileattn.reference.precision import exact_dtype, no_autocast
 
 T = TypeVar("T", int, bool)
 
@@ -105,7 +106,7 @@ def neighborhood_attention(
         compute_dtype: dtype of every step; by default float32, or float64 for float64 inputs.
             lse has this dtype too.
     """
-    dtype = compute_dtype or (torch.float64 if q.dtype == torch.float64 else torch.float32)
+    dtype = compute_dtype or exact_dtype(q.dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     grid = q.shape[1:-2]
     visible = neighborhood_mask(
@@ -124,7 +125,7 @@ def neighborhood_attention(
         tokens_v = torch.cat([tokens_v, extra_values.to(dtype)], dim=1)
         always = visible.new_ones(visible.shape[0], extra_keys.shape[1])
         visible = torch.cat([visible, always], dim=1)
-    with _no_autocast(q.device.type):  # it would round the products
+    with no_autocast(q.device):  # it would round the products
         scores = _scores(tokens_q, tokens_k, scale, 0.0, None, None)
         out, lse = _softmax_values(scores.masked_fill(~visible, -torch.inf), tokens_v, None)
     out = out.to(q.dtype).reshape(*q.shape[:-1], v.shape[-1])
