@@ -8,6 +8,7 @@ pytest's tests.xml, both in the build folder; seconds of all processes together.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -23,7 +24,8 @@ def build_times(folder: Path) -> dict[str, float]:
     """Seconds by the folder of what was made."""
     last: dict[str, float] = {}
     for line in (folder / ".ninja_log").read_text().splitlines()[1:]:
-        start, end, _, output, _ = line.split("\t")
+        start, end, _, name, _ = line.split("\t")
+        output = os.path.relpath(folder / name, folder)  # Ninja has some names twice
         if (folder / output).is_file():
             last[output] = (int(end) - int(start)) / 1000
     seconds: dict[str, float] = defaultdict(float)

@@ -45,9 +45,9 @@ class Batch:
 
 
 def embed(
-    texts: Annotated[int, typer.Option(min=2, help="number of texts")] = 64,
+    texts: Annotated[int, typer.Option(min=2, help="number of texts")] = 32,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    seconds: Annotated[float, typer.Option(min=0.0, help="of measuring")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.0, help="of measuring")] = 5.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
 ) -> None:
     """Embed English text with all-MiniLM-L6-v2, then verify the kernels.
