@@ -177,7 +177,13 @@ def spellings(value: Any) -> list[Any]:
         return [np.bool_(value), np.array(value)]
     if isinstance(value, int):
         return [np.int64(value), np.uint8(value), np.array(value), np.array(value, np.int32)]
-    return [np.float32(value), np.float64(value), np.array(value), np.float16(value)]
+    return [
+        np.float32(value),
+        np.float64(value),
+        np.array(value),
+        np.float16(value),
+        np.longdouble(value),
+    ]
 
 
 def mistakes(value: Any) -> list[Any]:

@@ -39,7 +39,8 @@ def plain(value: Any) -> Any:
             "a number, flag or sequence of numpy's is among the arguments; torch.compile traces "
             "these as tensors, so pass Python's: int(), float(), bool() or .tolist()"
         )
-    return value.tolist()
+    # tolist() would leave this one as it is.
+    return float(value) if isinstance(value, np.longdouble) else value.tolist()
 
 
 def entries(value: Any) -> tuple[Any, ...] | None:
