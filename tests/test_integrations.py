@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -11,9 +12,8 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'transformers'")
 
-from transformers import masking_utils  # noqa: E402
-
-from tileattn.integrations.transformers import TileMask, make_mask  # noqa: E402
+import tileattn.integrations.transformers  # noqa: E402
+from tileattn.integrations.transformers import attention  # noqa: E402
 
 SMALL: dict[str, Any] = dict(
     vocab_size=64,
@@ -124,28 +124,22 @@ def test_several_tokens_on_top_of_a_cache(name: str) -> None:
     assert_same(torch.cat(parts, 1), whole)
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_gradients(name: str) -> None:
-    eager, ours = decoder(name)
-    inputs = batch(LENGTHS, "right")
+def assert_same_gradients(ours: Any, eager: Any, inputs: dict[str, Tensor]) -> None:
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     for model in (eager, ours):
         model.train()
         model(**inputs, labels=labels, use_cache=False).loss.backward()
     expected = dict(eager.named_parameters())
     assert any(p.grad is not None and "k_proj" in n for n, p in ours.named_parameters())
-    for parameter_name, parameter in ours.named_parameters():
-        reference = expected[parameter_name].grad
-        if reference is None:
-            assert parameter.grad is None, parameter_name
-        else:
-            torch.testing.assert_close(
-                parameter.grad,
-                reference,
-                rtol=1e-3,
-                atol=1e-4,
-                msg=lambda m, name=parameter_name: f"{name} {m}",
-            )
+    for name, parameter in ours.named_parameters():
+        wanted, message = expected[name].grad, lambda m, name=name: f"{name} {m}"
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-4, msg=message)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_gradients(name: str) -> None:
+    eager, ours = decoder(name)
+    assert_same_gradients(ours, eager, batch(LENGTHS, "right"))
 
 
 def bert(**options: Any) -> tuple[Any, Any]:
@@ -194,6 +188,88 @@ def test_compiled_decoder() -> None:
     assert_same(actual, expected, inputs["attention_mask"])
 
 
+def paligemma() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    text = dict(SMALL, model_type="gemma", head_dim=16)
+    vision = dict(
+        model_type="siglip_vision_model",
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    config = transformers.PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=64, image_token_id=63
+    )
+    return pair(transformers.PaliGemmaForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize("types", [False, True], ids=["no types", "token types"])
+def test_a_prefix_that_sees_all_of_itself(types: bool) -> None:
+    """PaliGemma asks for a causal mask or for one with a prefix; its layers say neither."""
+    eager, ours = paligemma()
+    inputs = batch((19, 19), "right", vocab=60)
+    if types:
+        inputs["token_type_ids"] = (torch.arange(19) >= 7).long().expand(2, -1)
+    changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    changed["input_ids"][:, -1] = 3
+    with torch.no_grad():
+        expected, actual = eager(**inputs).logits, ours(**inputs).logits
+        later = ours(**changed).logits
+    assert_same(actual, expected)
+    assert torch.equal(later[:, :-1], actual[:, :-1])
+
+
+def test_linear_layers_before_the_first_attention() -> None:
+    """MiniMax's masks of later steps are as long as the cache of its first, linear layer: 1."""
+    torch.manual_seed(0)
+    config = transformers.MiniMaxConfig(
+        **SMALL,
+        head_dim=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        block_size=8,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    model = transformers.MiniMaxForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    eager, ours = pair(model)
+    options = dict(max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None)
+    inputs = batch(LENGTHS, "left")
+    expected, actual = (
+        model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True).logits
+        for model in (eager, ours)
+    )
+    assert_same(torch.stack(actual), torch.stack(expected))
+
+
+@pytest.mark.parametrize("head_dim", [20, 512])
+def test_head_dims_without_kernels(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(attention, "_warned", set())
+    config = transformers.LlamaConfig(**SMALL, head_dim=head_dim)
+    eager, ours = pair(transformers.AutoModelForCausalLM.from_config(config))
+    inputs = batch(LENGTHS, "left")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert_same(ours(**inputs).logits, eager(**inputs).logits)
+        assert_same_gradients(ours, eager, batch(LENGTHS, "right"))
+    assert len([w for w in caught if "heads of 512" in str(w.message)]) == (head_dim > 256)
+
+
+def test_a_backend_that_was_asked_for_is_kept() -> None:
+    _, ours = pair(
+        transformers.AutoModelForCausalLM.from_config(
+            transformers.LlamaConfig(**SMALL, head_dim=512)
+        )
+    )
+    with tileattn.use_backend("cpu"), pytest.raises(ValueError, match="head_dim 512.*reference"):
+        ours(**batch(LENGTHS, "left"))
+
+
 def test_dropout_in_training_is_refused() -> None:
     _, ours = bert(attention_probs_dropout_prob=0.1)
     inputs = batch(LENGTHS, "right")
@@ -204,52 +280,6 @@ def test_dropout_in_training_is_refused() -> None:
 
 def test_attention_weights_are_refused() -> None:
     _, ours = bert()
-    with pytest.raises((NotImplementedError, ValueError), match="eager"):
+    with pytest.raises(NotImplementedError, match="eager"):
         ours(**batch(LENGTHS, "right"), output_attentions=True)
-
-
-class TestMask:
-    """Which of the four forms a mask takes; the values are checked through the models above."""
-
-    PADDED = torch.tensor([[False, True, True, True], [True, True, True, True]])
-
-    def test_padding_of_an_encoder_is_linear(self) -> None:
-        mask = make_mask(
-            2,
-            4,
-            4,
-            mask_function=masking_utils.bidirectional_mask_function,
-            attention_mask=self.PADDED,
-            allow_is_causal_skip=False,
-            allow_is_bidirectional_skip=True,
-        )
-        assert isinstance(mask, Tensor) and mask.shape == (2, 1, 1, 4)
-        assert torch.equal(mask[:, 0, 0] == 0, self.PADDED)
-
-    def test_padding_of_a_decoder_is_linear(self) -> None:
-        mask = make_mask(2, 4, 4, attention_mask=self.PADDED)
-        assert isinstance(mask, TileMask) and mask.window is None and mask.padding is not None
-        assert torch.equal(mask.padding == 0, self.PADDED)
-
-    def test_nothing_to_hide_is_no_mask(self) -> None:
-        assert make_mask(2, 4, 4, attention_mask=torch.ones(2, 4, dtype=torch.bool)) is None
-
-    def test_window(self) -> None:
-        window = masking_utils.sliding_window_causal_mask_function(3)
-        assert make_mask(1, 8, 8, mask_function=window) == TileMask(None, 3)
-        assert make_mask(1, 2, 2, mask_function=window) is None
-
-    @pytest.mark.parametrize("length", [1, 3, 8])
-    def test_chunks_are_written_out(self, length: int) -> None:
-        chunks = masking_utils.chunked_causal_mask_function(3, torch.zeros(1, dtype=torch.int64))
-        mask = make_mask(1, length, 8, q_offset=8 - length, mask_function=chunks)
-        written = masking_utils.sdpa_mask(
-            1, length, 8, 8 - length, 0, chunks, allow_is_causal_skip=False
-        )
-        assert isinstance(mask, Tensor) and torch.equal(mask == 0, written)
-        assert mask.shape == (1, 1, length, 8)
-
-    def test_static_cache_is_written_out(self) -> None:
-        mask = make_mask(1, 2, 8, q_offset=3)
-        assert isinstance(mask, Tensor)
-        assert torch.equal((mask[0, 0] == 0).sum(-1), torch.tensor([4, 5]))
+    ours(**batch(LENGTHS, "right"))
