@@ -72,11 +72,15 @@ void absorb_group(const ForwardTile<Operands>& tile, int group, Range rows,
     float* s = part(tile.s, r).data;
     scores.modify(s, r, columns, nullptr);
     visibility.hide(r, s, -kInfinity);
-    float rescale = softmax.absorb(r, s + columns.begin, columns.size());
-    Operands::pack_weights(s, columns);
+  }
+  const RowFactors rescale =
+      softmax.absorb(rows, part(tile.s, rows.begin, columns.begin), columns.size());
+  for (int r = rows.begin; r < rows.end; ++r) {
+    Operands::pack_weights(part(tile.s, r).data, columns);
+    const float factor = rescale.row[r - rows.begin];
+    if (factor == 1.0f || is_first) continue;
     float* out = part(tile.out, r).data;
-    if (rescale != 1.0f && !is_first)
-      for (int d = 0; d < tile.out.stride; d += kWidth) store(out + d, load(out + d) * rescale);
+    for (int d = 0; d < tile.out.stride; d += kWidth) store(out + d, load(out + d) * factor);
   }
   visibility.for_each_run_of_keys(group, [&](Range keys) {
     product<typename Operands::Element>(

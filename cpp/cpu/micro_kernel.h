@@ -109,8 +109,9 @@ template <int Vecs, class Element>
 
 /// All rows of C, columns [column, column + vecs * kWidth).
 template <class Element>
-void panel_product(int rows, int vecs, int depth, StridedA<Element> a, const Element* b,
-                   std::int64_t b_stride, RowMajor c, float keep, Prefetches* ahead) {
+[[gnu::always_inline]] inline void panel_product(int rows, int vecs, int depth, StridedA<Element> a,
+                                                 const Element* b, std::int64_t b_stride,
+                                                 RowMajor c, float keep, Prefetches* ahead) {
   for (int r = 0; r < rows; r += kGroup) {
     if (ahead) ahead->step(depth);
     int count = imin(kGroup, rows - r);
@@ -132,11 +133,12 @@ struct NotDeduced {
   using Type = T;
 };
 
-/// depth: in elements
+/// depth: in elements. Not inlined: beside other code the compiler would not keep C in registers.
 template <class Element = float>
-void product(int rows, int columns, int depth, typename NotDeduced<StridedA<Element>>::Type a,
-             typename NotDeduced<ConstMatrix<Element>>::Type b, RowMajor c, float keep,
-             Prefetches* ahead = nullptr) {
+[[gnu::noinline]] void product(int rows, int columns, int depth,
+                               typename NotDeduced<StridedA<Element>>::Type a,
+                               typename NotDeduced<ConstMatrix<Element>>::Type b, RowMajor c,
+                               float keep, Prefetches* ahead = nullptr) {
   int vecs_left = columns / kWidth;
   const Element* b_panel = b.data;
   while (vecs_left > 0) {

@@ -1,10 +1,14 @@
 // Normaliser: rows of scores become weights, tile by tile (online softmax).
 #pragma once
 
-#include "cpu/plan.h"
-#include "cpu/vec.h"
+#include "cpu/micro_kernel.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
+
+/// A number for each row of a group.
+struct RowFactors {
+  float row[round_up(kGroup, kWidth)];
+};
 
 /// The running maximum and sum of each row of a query tile.
 class OnlineSoftmax {
@@ -19,30 +23,26 @@ class OnlineSoftmax {
     }
   }
 
-  /// Turns s[0, count) into weights relative to the maximum so far. Returns what the
-  /// row's earlier weights must be multiplied with. count is a multiple of
-  /// kColumnGranule.
-  float absorb(int row, float* s, int count) {
-    constexpr int kStep = 4 * kWidth;  // as many independent maxima
-    int whole = count / kStep * kStep;
-    Vec top[4] = {load(s), load(s), load(s), load(s)};
-    for (int j = 0; j < whole; j += kStep)
-      for (int v = 0; v < 4; ++v) top[v] = max(top[v], load(s + j + v * kWidth));
-    for (int j = whole; j < count; j += kWidth) top[0] = max(top[0], load(s + j));
-    float tile_max = max_lanes(max(max(top[0], top[1]), max(top[2], top[3])));
-    float new_max = tile_max > max_[row] ? tile_max : max_[row];
-    float base = new_max == -kInfinity ? 0.0f : new_max;  // nothing visible yet: -inf - -inf
-    float rescale = new_max == max_[row]      ? 1.0f
-                    : max_[row] == -kInfinity ? 0.0f
-                                              : exp(broadcast(max_[row] - base))[0];
-    Vec sum = load(sum_[row]) * rescale;
-    for (int j = 0; j < count; j += kWidth) {
-      Vec weight = exp(load(s + j) - base);
-      store(s + j, weight);
-      sum += weight;
+  /// Turns the rows' s[0, count) into weights relative to their maxima so far; s begins with
+  /// the first of them. Returns what their earlier weights must be multiplied with. count is a
+  /// multiple of kColumnGranule.
+  RowFactors absorb(Range rows, RowMajor s, int count) {
+    RowFactors base{}, rescale{};
+    // A maximum is known long after the last score was read: those of all rows come first.
+    for (int r = 0; r < rows.size(); ++r) {
+      float& top = max_[rows.begin + r];
+      const float before = top, found = max_of(part(s, r).data, count);
+      top = found > before ? found : before;
+      base.row[r] = top == -kInfinity ? 0.0f : top;  // nothing visible yet: -inf - -inf
+      rescale.row[r] = before - base.row[r];
     }
-    store(sum_[row], sum);
-    max_[row] = new_max;
+    for (int r = 0; r < rows.size(); r += kWidth)
+      store(rescale.row + r, exp(load(rescale.row + r)));
+    for (int r = 0; r < rows.size(); ++r) {
+      float* sum = sum_[rows.begin + r];
+      const Vec earlier = load(sum) * rescale.row[r];
+      store(sum, weigh(part(s, r).data, count, broadcast(base.row[r]), earlier));
+    }
     return rescale;
   }
 
@@ -59,6 +59,26 @@ class OnlineSoftmax {
   }
 
  private:
+  static float max_of(const float* s, int count) {
+    constexpr int kStep = 4 * kWidth;  // as many independent maxima
+    const int whole = count / kStep * kStep;
+    Vec top[4] = {load(s), load(s), load(s), load(s)};
+    for (int j = 0; j < whole; j += kStep)
+      for (int v = 0; v < 4; ++v) top[v] = max(top[v], load(s + j + v * kWidth));
+    for (int j = whole; j < count; j += kWidth) top[0] = max(top[0], load(s + j));
+    return max_lanes(max(max(top[0], top[1]), max(top[2], top[3])));
+  }
+
+  /// s[0, count) become weights relative to `base`. Returns `sum` and theirs.
+  static Vec weigh(float* s, int count, Vec base, Vec sum) {
+    for (int j = 0; j < count; j += kWidth) {
+      const Vec weight = exp(load(s + j) - base);
+      store(s + j, weight);
+      sum += weight;
+    }
+    return sum;
+  }
+
   float max_[kTile.queries];
   alignas(kVecBytes) float sum_[kTile.queries][kWidth];
 };
