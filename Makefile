@@ -51,19 +51,21 @@ $(VENV)/requirements-dev: requirements-dev.txt $(VENV)/requirements
 	$(PIP) install --no-compile -r requirements-dev.txt
 	touch $@
 
-$(VENV)/installed: $(VENV)/requirements $(SOURCES)
+$(VENV)/installed: $(VENV)/requirements $(VENV)/python-files $(SOURCES)
 	@echo "[2/3] the package: CPU kernels$(if $(GPUS),$(space)and CUDA kernels for $(GPU_ARCHS))"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh cmake/install.sh $(BIN)/python $(RUN_OPTIONS)
 	touch $@
 
-$(VENV)/installed-for-tests: $(VENV)/requirements-dev $(VENV)/test-options $(SOURCES)
+$(VENV)/installed-for-tests: $(VENV)/requirements-dev $(VENV)/test-options $(VENV)/python-files $(SOURCES)
 	@echo "the package for tests: $(TEST_OPTIONS)"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh cmake/install.sh $(BIN)/python $(TEST_OPTIONS)
 	touch $(VENV)/installed $@
 
-# Changes when the options do.
-$(VENV)/test-options: FORCE | $(VENV)/requirements
-	@echo '$(TEST_OPTIONS)' | cmp -s - $@ || echo '$(TEST_OPTIONS)' > $@
+# Change when their contents do. An editable install knows which Python files there were.
+$(VENV)/test-options: CONTENT = $(TEST_OPTIONS)
+$(VENV)/python-files: CONTENT = $(shell find python -name '*.py' | sort | cksum)
+$(VENV)/test-options $(VENV)/python-files: FORCE | $(VENV)/requirements
+	@echo '$(CONTENT)' | cmp -s - $@ || echo '$(CONTENT)' > $@
 
 lint: $(VENV)/requirements-dev
 	$(BIN)/ruff check .
