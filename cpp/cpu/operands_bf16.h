@@ -40,8 +40,9 @@ struct BFloat16Operands {
   /// a[rows][dim / 2]
   template <class Rows>
   static void load_a(const Rows& from, int rows, int dim, float, Matrix<Element> a) {
-    for (int r = 0; r < rows; ++r)
-      __builtin_memcpy(part(a, r).data, from.row(r), dim * sizeof(std::uint16_t));
+    const int bytes = dim * sizeof(std::uint16_t);
+    for_each_row(from, 0, rows, bytes,
+                 [&](int r) { __builtin_memcpy(part(a, r).data, from.row(r), bytes); });
   }
 
   /// b[(rows + 1) / 2][padded dim] holds pairs of tokens; the last may be one token and zeros.

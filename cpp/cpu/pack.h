@@ -145,17 +145,25 @@ inline void fill(float* to, std::int64_t count, float value) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = value;
 }
 
+/// Calls visit(r) for each of `rows` rows, of `bytes` bytes, and asks for those that follow.
+template <class Rows, class Visit>
+void for_each_row(const Rows& from, int first, int rows, int bytes, Visit visit) {
+  constexpr int kAhead = 8;
+  for (int r = 0; r < rows; ++r) {
+    if (r + kAhead < rows) prefetch(from.row(first + r + kAhead), bytes);
+    visit(r);
+  }
+}
+
 /// `rows` tokens from `first` to fp32; columns from dim to the stride become 0, and so do the
 /// rows up to padded_rows.
 template <class Rows>
 void load_rows(const Rows& from, int first, int rows, int padded_rows, int dim, float factor,
                RowMajor to) {
-  constexpr int kAhead = 8;
-  for (int r = 0; r < rows; ++r) {
-    if (r + kAhead < rows) prefetch(from.row(first + r + kAhead), dim * bytes_of(from.dtype));
+  for_each_row(from, first, rows, dim * bytes_of(from.dtype), [&](int r) {
     load_row(from.row(first + r), from.dtype, to.data + r * to.stride, dim, factor);
     fill(to.data + r * to.stride + dim, to.stride - dim, 0.0f);
-  }
+  });
   fill(to.data + rows * to.stride, (padded_rows - rows) * to.stride, 0.0f);
 }
 
