@@ -43,6 +43,12 @@ PRESETS: dict[str, tuple[Problem, ...]] = {
         Workload(4096, dtype="bf16"),
         Workload(4096, dtype="bf16", backward=True),
     ),
+    "cpu-bf16": tuple(
+        Workload(length, dim=dim, dtype="bf16", causal=causal, backward=backward)
+        for dim in (64, 128)
+        for length, causal in ((1024, False), (4096, False), (4096, True))
+        for backward in (False, True)
+    ),
     "cpu-neighborhood": _NEIGHBORHOODS,
     "cpu-linear": (
         *(LinearWorkload(4096, dim=d, backward=b) for d in (64, 128) for b in (False, True)),
