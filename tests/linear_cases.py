@@ -43,6 +43,11 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def tokens(self) -> int:
+        """In a row of the batch."""
+        return sum(self.seqlens) + self.tail if self.seqlens else self.len
+
+    @property
     def state_dim(self) -> int:
         """Channels of what meets the state."""
         fused = self.options.get("feature_map") == "taylor2"
@@ -50,10 +55,10 @@ class Case:
 
     def tensors(self, dtype: torch.dtype, seed: int = 0) -> Tensors:
         generator = torch.Generator().manual_seed(seed)
-        batch, length = self.batch, self.len
+        batch, length = self.batch, self.tokens
         made: Tensors = {}
         if self.seqlens:
-            batch, length = 1, sum(self.seqlens) + self.tail
+            batch = 1
             offsets = [0, *accumulate(self.seqlens)]
             made["cu_seqlens"] = torch.tensor(offsets, dtype=torch.int32)
 

@@ -4,6 +4,7 @@
 //   dk += ds^T q        dq += ds k
 #pragma once
 
+#include "cpu/hidden.h"
 #include "cpu/operands.h"
 #include "cpu/scores.h"
 #include "cpu/visibility.h"
@@ -159,11 +160,12 @@ void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head
   float lse = p.lse[stat] == -kInfinity ? kInfinity : p.lse[stat];
   float delta = p.delta[stat];
   for (int j = columns.begin; j < columns.end; j += kWidth) {
-    Vec weight = exp(load(s + j) - lse);
+    Vec score = load(s + j);  // -inf where hidden; lse may be NaN
+    Vec weight = score == -kInfinity ? Vec{} : exp(score - lse);
     store(s + j, weight);
-    store(ds + j, weight * (load(ds + j) - delta));
+    Vec dweight = load(ds + j) - delta;  // that of a hidden key's value may be NaN
+    store(ds + j, weight == 0.0f ? Vec{} : weight * dweight);
   }
-  visibility.hide(r, ds, 0.0f);  // a hidden key's value may be NaN
   if constexpr (!Tiles::kOnAGrid) {
     if (p.dbias.data) {
       int query = scores.queries.tokens.begin + r;
@@ -173,9 +175,10 @@ void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head
       for (int j = columns.begin; j < imin(columns.end, keys.size()); ++j) dbias[j] += ds[j];
     }
     if (scores.scores.softcap > 0) {
-      for (int j = columns.begin; j < columns.end; j += kWidth)
-        store(ds + j, load(ds + j) * load(slope + j));
-      visibility.hide(r, ds, 0.0f);
+      for (int j = columns.begin; j < columns.end; j += kWidth) {
+        Vec of_capped = load(ds + j);
+        store(ds + j, of_capped == 0.0f ? Vec{} : of_capped * load(slope + j));
+      }
     }
   }
 }
@@ -184,7 +187,8 @@ void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head
 template <class Operands, class Tiles>
 void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int head,
                    const Tiles& tiles, const typename Tiles::Queries& queries,
-                   const typename Tiles::Keys& keys, const BackwardTile<Operands>& tile) {
+                   const typename Tiles::Keys& keys, const BackwardTile<Operands>& tile,
+                   bool keys_finite) {
   using Element = typename Operands::Element;
   constexpr auto count = elements<Operands>;
   const AttentionBackward& p = *plan.problem;
@@ -193,6 +197,8 @@ void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int
   const Scores scores = Scores::make(p, seq, head, Operands::kScalesQ ? 1.0f : p.scale);
   const RowScores<Tiles> row_scores{scores, queries, keys};
   load_queries(p, tiles, queries, head, tile);
+  const bool q_finite = all_finite<Element>(tile.b_q, count(rows), tile.dk.stride);
+  const bool dout_finite = all_finite<Element>(tile.b_dout, count(rows), tile.dv.stride);
 
   auto from_row = [](Matrix<Element> a, int row) {
     return StridedA<Element>{part(a, row).data, a.stride, 1};
@@ -220,21 +226,21 @@ void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int
   for (int n = 0; n < keys.panels(); ++n) {
     const int key = n * kPanel, columns = keys.count(n);
     visibility.for_each_run_of_queries(n, [&](Range r) {
-      product<Element>(columns, tile.dv.stride, count(r.size()),
-                       Operands::transposed(tile.weights, r.begin, key),
-                       part(tile.b_dout, count(r.begin)), part(tile.dv, key), 1.0f);
-      product<Element>(columns, tile.dk.stride, count(r.size()),
-                       Operands::transposed(tile.dscores, r.begin, key),
-                       part(tile.b_q, count(r.begin)), part(tile.dk, key), 1.0f);
+      visible_product<Element>(dout_finite, columns, tile.dv.stride, count(r.size()),
+                               Operands::transposed(tile.weights, r.begin, key),
+                               part(tile.b_dout, count(r.begin)), part(tile.dv, key), 1.0f);
+      visible_product<Element>(q_finite, columns, tile.dk.stride, count(r.size()),
+                               Operands::transposed(tile.dscores, r.begin, key),
+                               part(tile.b_q, count(r.begin)), part(tile.dk, key), 1.0f);
     });
   }
   const RowMajor dq = dq_rows(plan, tiles, queries, chunk, head);
   for (int group = 0; group < visibility.groups(); ++group) {
     const int r = group * kGroup;
     visibility.for_each_run_of_keys(group, [&](Range seen) {
-      product<Element>(imin(kGroup, rows - r), dq.stride, count(seen.size()),
-                       Operands::by_rows(tile.dscores_by_rows, r, seen.begin),
-                       part(tile.k, count(seen.begin)), part(dq, r), 1.0f);
+      visible_product<Element>(keys_finite, imin(kGroup, rows - r), dq.stride, count(seen.size()),
+                               Operands::by_rows(tile.dscores_by_rows, r, seen.begin),
+                               part(tile.k, count(seen.begin)), part(dq, r), 1.0f);
     });
   }
 }
@@ -249,13 +255,19 @@ void backward_keys(const BackwardPlan& plan, const Sequence* sequences, int coun
   const Tiles first(p, *sequences);
   const auto keys = first.keys(key_tile);
   load_keys(p, first, keys, kv_head, tile);
+  bool keys_finite = true;
+  for (int panel = 0; panel < keys.panels(); ++panel)
+    keys_finite = keys_finite && all_finite<typename Operands::Element>(
+                                     part(tile.k, elements<Operands>(panel * kPanel)),
+                                     elements<Operands>(keys.count(panel)), tile.dk.stride);
   for (int n = 0; n < count; ++n) {
     const Sequence& seq = sequences[n];
     const Tiles tiles(p, seq);
     const auto walk = tiles.queries_of(key_tile);
     for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
       for (int w = 0; w < walk.size(); ++w)
-        backward_tile(plan, seq, chunk, head, tiles, tiles.queries(walk[w]), keys, tile);
+        backward_tile(plan, seq, chunk, head, tiles, tiles.queries(walk[w]), keys, tile,
+                      keys_finite);
   }
   const RowWriter writer(p);
   for (int panel = 0; panel < keys.panels(); ++panel) {

@@ -1,6 +1,7 @@
 // Forward of one query tile:  scores -> visibility -> weights -> out, lse.
 #pragma once
 
+#include "cpu/hidden.h"
 #include "cpu/operands.h"
 #include "cpu/scores.h"
 #include "cpu/softmax.h"
@@ -60,12 +61,12 @@ void compute_scores(const ForwardTile<Operands>& tile, const PackedKeys<Operands
 }
 
 /// The scores of the group's rows become weights, and out takes in the values; the first ones
-/// begin it.
+/// begin it. `finite`: whether all values are.
 template <class Operands, class Tiles>
 void absorb_group(const ForwardTile<Operands>& tile, int group, Range rows,
                   const PackedKeys<Operands>& packed, const Visibility<Tiles>& visibility,
-                  OnlineSoftmax& softmax, const RowScores<Tiles>& scores, bool& is_first,
-                  Prefetches* ahead) {
+                  OnlineSoftmax& softmax, const RowScores<Tiles>& scores, bool finite,
+                  bool& is_first, Prefetches* ahead) {
   const Range columns = visibility.columns_of(group);
   if (columns.size() == 0) return;
   for (int r = rows.begin; r < rows.end; ++r) {
@@ -83,8 +84,8 @@ void absorb_group(const ForwardTile<Operands>& tile, int group, Range rows,
     for (int d = 0; d < tile.out.stride; d += kWidth) store(out + d, load(out + d) * factor);
   }
   visibility.for_each_run_of_keys(group, [&](Range keys) {
-    product<typename Operands::Element>(
-        rows.size(), packed.dim_v, elements<Operands>(keys.size()),
+    visible_product<typename Operands::Element>(
+        finite, rows.size(), packed.dim_v, elements<Operands>(keys.size()),
         Operands::by_rows(tile.s, rows.begin, keys.begin),
         packed.v_panel(scores.keys.packed_panel(keys.begin / kPanel)), part(tile.out, rows.begin),
         is_first ? 0.0f : 1.0f, ahead);
@@ -108,7 +109,7 @@ void store_forward(const AttentionForward& p, const Sequence& seq, int head, con
 template <class Operands, class Tiles>
 void forward_tile(const AttentionForward& p, const Sequence& seq, int head, const Tiles& tiles,
                   const typename Tiles::Queries& queries, const PackedKeys<Operands>& packed,
-                  float* scratch, Prefetches* ahead) {
+                  float* scratch, Prefetches* ahead, bool finite = true) {
   const Scores scores = Scores::make(p, seq, head, Operands::kScalesQ ? 1.0f : p.scale);
   const int rows = queries.size(), dim_v = packed.dim_v;
 
@@ -130,11 +131,13 @@ void forward_tile(const AttentionForward& p, const Sequence& seq, int head, cons
     compute_scores(tile, packed, keys, visibility, ahead);
     for (int group = 0; group < visibility.groups(); ++group)
       absorb_group(tile, group, {group * kGroup, imin((group + 1) * kGroup, rows)}, packed,
-                   visibility, softmax, row_scores, is_first[group], ahead);
+                   visibility, softmax, row_scores, finite, is_first[group], ahead);
   }
   for (int group = 0; group * kGroup < rows; ++group)
     if (is_first[group])  // these rows see no key
       fill(part(tile.out, group * kGroup).data, kGroup * dim_v, 0.0f);
+  if (finite && !all_finite<float>(tile.out, rows, dim_v))  // perhaps by a hidden value
+    return forward_tile(p, seq, head, tiles, queries, packed, scratch, ahead, false);
   store_forward(p, seq, head, tiles, queries, tile, softmax);
 }
 

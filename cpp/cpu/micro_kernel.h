@@ -54,6 +54,14 @@ struct Arithmetic<float> {
   static Vec load(const float* from) { return TILEATTN_ISA::load(from); }
   static Vec broadcast(float a) { return TILEATTN_ISA::broadcast(a); }
   static Vec multiply_add(Vec a, Vec b, Vec sum) { return sum + a * b; }
+
+  static constexpr std::uint32_t kNumber[] = {~0u};  // the bits of each
+  static constexpr int kNumbers = 1;
+  /// One of them as the bits of a float, of a word or of each in a vector.
+  template <class Bits>
+  static Bits number(Bits bits, int) {
+    return bits;
+  }
 };
 
 #if defined(__AVX512F__) || defined(__aarch64__)

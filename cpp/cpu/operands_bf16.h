@@ -25,6 +25,13 @@ struct Arithmetic<BFloat16Pair> {
   static Vec multiply_add(BitVec a, BitVec b, Vec sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }
+
+  static constexpr std::uint32_t kNumber[] = {0xffffu, 0xffff0000u};
+  static constexpr int kNumbers = 2;
+  template <class Bits>
+  static Bits number(Bits bits, int n) {
+    return n == 0 ? bits << 16 : bits & kNumber[1];
+  }
 };
 
 /// Rounded to nearest even.

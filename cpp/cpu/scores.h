@@ -55,7 +55,8 @@ struct Scores {
         if (cap_slope) store(cap_slope + j, 1.0f - t * t);
         x = t * softcap;
       }
-      store(s + j, x + load(added + j));
+      const Vec more = load(added + j);
+      store(s + j, more == -kInfinity ? more : x + more);  // hidden, even if x is NaN
     }
   }
 

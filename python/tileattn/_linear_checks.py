@@ -13,18 +13,9 @@ from tileattn._checks import (
     require_device,
     require_tensor,
 )
+from tileattn.reference.masked import has_values
 
 State = Tensor | tuple[Tensor, Tensor]
-
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether the values cost nothing to look at: on the CPU, not fake, not while tracing."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
 
 
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> int:

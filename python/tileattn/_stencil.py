@@ -85,7 +85,7 @@ def _mask(held: Tensor | None, values: Tensor) -> Tensor:
     """Zeroes values [B, tokens, ...] where there is no key."""
     if held is None:
         return values
-    return values * held.view(1, -1, *[1] * (values.dim() - 2))
+    return values.masked_fill(~held.view(1, -1, *[1] * (values.dim() - 2)), 0.0)
 
 
 @torch.library.custom_op("tileattn::stencil_dot", mutates_args=())

@@ -16,8 +16,8 @@
 //   dv   backwards  k, q, dout    its gradient     dk  backwards  v, dout, q   its gradient^T
 #pragma once
 
+#include "cpu/hidden.h"
 #include "cpu/linear/plan.h"
-#include "cpu/pack.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -149,12 +149,14 @@ inline void read_state(const Chunk& c, const ChunkDecay& decay) {
 
 /// out_i += sum over reached j of scores_ij v_j
 inline void add_values(const Chunk& c, Walk walk) {
+  const bool finite = all_finite<float>(c.values, c.rows, static_cast<int>(c.out.stride));
   for (int g = 0; g < ceil_div(c.rows, kGroup); ++g) {
     Range reached = reached_by(g, c.rows, walk);
-    product(imin(kGroup, c.rows - g * kGroup), static_cast<int>(c.out.stride), reached.size(),
-            {c.scores.data + g * kGroup * c.scores.stride + reached.begin, c.scores.stride, 1},
-            {c.values.data + reached.begin * c.values.stride, c.values.stride},
-            {c.out.data + g * kGroup * c.out.stride, c.out.stride}, 1.0f, c.ahead);
+    visible_product(
+        finite, imin(kGroup, c.rows - g * kGroup), static_cast<int>(c.out.stride), reached.size(),
+        {c.scores.data + g * kGroup * c.scores.stride + reached.begin, c.scores.stride, 1},
+        {c.values.data + reached.begin * c.values.stride, c.values.stride},
+        {c.out.data + g * kGroup * c.out.stride, c.out.stride}, 1.0f, c.ahead);
   }
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tileattn.reference import masked
 from tileattn.reference.precision import exact_dtype, no_autocast
 
 
@@ -74,8 +75,10 @@ def attention(
             sink_tokens=sink_tokens,
             device=q.device,
         )
-        scores = _scores(q, k, scale, softcap, slopes, bias)
-        return _softmax_values(scores.masked_fill(~visible, -torch.inf), v, sinks)
+        if bias is not None:
+            visible = visible & (bias != -torch.inf)
+        scores = _scores(q, k, scale, softcap, slopes, bias, visible)
+        return _softmax_values(scores, v, sinks, visible)
 
     with no_autocast(q.device):  # it would round the products
         if cu_seqlens_q is None or cu_seqlens_k is None:
@@ -87,11 +90,17 @@ def attention(
 
 
 def _scores(
-    q: Tensor, k: Tensor, scale: float, softcap: float, slopes: Tensor | None, bias: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    softcap: float,
+    slopes: Tensor | None,
+    bias: Tensor | None,
+    visible: Tensor,
 ) -> Tensor:
-    """[B, H, Sq, Sk]: scale, softcap, ALiBi, bias, in this order."""
+    """[B, H, Sq, Sk]: scale, softcap, ALiBi, bias, in this order; -inf where hidden."""
     k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    scores = scale * torch.einsum("bihd,bjhd->bhij", q, k)
+    scores = scale * masked.scores(q.transpose(1, 2), k.transpose(1, 2), visible)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     if slopes is not None:
@@ -100,10 +109,12 @@ def _scores(
         scores = scores - slopes.to(scores.dtype)[..., None, None] * distance
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
-    return scores
+    return scores.masked_fill(~visible, -torch.inf)
 
 
-def _softmax_values(scores: Tensor, v: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+def _softmax_values(
+    scores: Tensor, v: Tensor, sinks: Tensor | None, visible: Tensor
+) -> tuple[Tensor, Tensor]:
     """out [B, Sq, H, Dv] and lse [B, Sq, H] of scores [B, H, Sq, Sk] that are -inf where hidden."""
     v = v.repeat_interleave(scores.shape[1] // v.shape[2], dim=2)
     # The sink is one more key without a value; -inf if there is none.
@@ -118,8 +129,9 @@ def _softmax_values(scores: Tensor, v: Tensor, sinks: Tensor | None) -> tuple[Te
     empty = total == 0
     total = total.masked_fill(empty, 1.0)
     lse = (peak + torch.log(total)).masked_fill(empty, -torch.inf)
-    out = torch.einsum("bhij,bjhd->bihd", weights[..., :-1] / total, v)
-    return out, lse.squeeze(-1).transpose(1, 2)
+    weights = (weights[..., :-1] / total).masked_fill(~visible, 0.0)  # total may not be a number
+    out = masked.mix(weights, v.transpose(1, 2), visible)
+    return out.transpose(1, 2), lse.squeeze(-1).transpose(1, 2)
 
 
 def _packed(

@@ -126,8 +126,8 @@ def neighborhood_attention(
         always = visible.new_ones(visible.shape[0], extra_keys.shape[1])
         visible = torch.cat([visible, always], dim=1)
     with no_autocast(q.device):  # it would round the products
-        scores = _scores(tokens_q, tokens_k, scale, 0.0, None, None)
-        out, lse = _softmax_values(scores.masked_fill(~visible, -torch.inf), tokens_v, None)
+        scores = _scores(tokens_q, tokens_k, scale, 0.0, None, None, visible)
+        out, lse = _softmax_values(scores, tokens_v, None, visible)
     out = out.to(q.dtype).reshape(*q.shape[:-1], v.shape[-1])
     return (out, lse.reshape(q.shape[:-1])) if return_lse else out
 
