@@ -46,7 +46,7 @@ def kernel_name(signature: str) -> str:
 
 
 def measure(simulator: Simulator) -> Measured:
-    """Runs every problem once."""
+    """Runs every problem once, as in training."""
     measured: Measured = {}
     with simulator.kernels(), simulator.configured(stats="collect", races=0, uninit=0):
         simulator.counters()
@@ -57,12 +57,12 @@ def measure(simulator: Simulator) -> Measured:
             for causal in (False, True):
                 tail = (None, None, dim**-0.5, 0.0, -1, -1, 0, causal, False)
                 where = f"{'causal' if causal else 'dense'} {dim}"
-                out, lse = FORWARD(q, k, v, None, None, None, *tail)
+                results = FORWARD(q, k, v, None, None, None, *tail, True)
                 measured[f"forward {where}"] = _by_kernel(simulator)
                 with simulator.configured(capability=90, multiprocessors=2):
-                    FORWARD(q, k, v, None, None, None, *tail)
+                    FORWARD(q, k, v, None, None, None, *tail, True)
                 measured[f"forward {where} on Hopper"] = _by_kernel(simulator)
-                BACKWARD(dout, None, q, k, v, out, lse, None, None, None, *tail, False)
+                BACKWARD(dout, None, q, k, v, *results, None, None, None, *tail, False)
                 measured[f"backward {where}"] = _by_kernel(simulator)
         for dim in sorted({*NEIGHBORHOOD_DIMS} & {*built_dims("neighborhood_forward")}):
             measured |= _measure_neighborhood(simulator, dim)
@@ -81,11 +81,11 @@ def _measure_neighborhood(simulator: Simulator, dim: int) -> Measured:
     measured: Measured = {}
     for how, deterministic in (("", False), (" deterministic", True)):
         tail = (None, None, *spec, deterministic)
-        out, lse = torch.ops.tileattn.neighborhood_forward(q, k, v, *tail)
+        results = torch.ops.tileattn.neighborhood_forward(q, k, v, *tail, True)
         counted = _by_kernel(simulator)
         if not deterministic:
             measured[f"forward neighborhood {dim}"] = counted
-        torch.ops.tileattn.neighborhood_backward(dout, None, q, k, v, out, lse, *tail)
+        torch.ops.tileattn.neighborhood_backward(dout, None, q, k, v, *results, *tail)
         measured[f"backward neighborhood {dim}{how}"] = _by_kernel(simulator)
     return measured
 

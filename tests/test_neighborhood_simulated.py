@@ -80,7 +80,7 @@ def test_which_kernels_run(simulator: Simulator) -> None:
     """Those of grids; few queries with many keys are split where there is room."""
     case = GridCase((2, 200), {"window": (2, 200)}, **HEADS, dim=64, dim_v=64)
     tensors = case.tensors(torch.float16, "cpu")
-    spec = ([2, 200], [1, 1], [1, 1], [0, 0], [0, 0], False, 0.1, False)
+    spec = ([2, 200], [1, 1], [1, 1], [0, 0], [0, 0], False, 0.1, False, False)
     for multiprocessors, expected in (
         (1, {"forward_kernel"}),
         (108, {"forward_kernel", "combine_kernel"}),

@@ -34,18 +34,20 @@ def raw_arguments(name: str, requires_grad: bool) -> tuple[Any, ...]:
     return (*(tensors.get(n) for n in NAMES), *spec)
 
 
+@pytest.mark.parametrize("low_parts", [False, True])
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck_forward(name: str, requires_grad: bool) -> None:
-    torch.library.opcheck(FORWARD, raw_arguments(name, requires_grad))
+def test_opcheck_forward(name: str, requires_grad: bool, low_parts: bool) -> None:
+    torch.library.opcheck(FORWARD, (*raw_arguments(name, requires_grad), low_parts))
 
 
+@pytest.mark.parametrize("low_parts", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck_backward(name: str) -> None:
+def test_opcheck_backward(name: str, low_parts: bool) -> None:
     q, k, v, *rest = raw_arguments(name, False)
-    out, lse = FORWARD(q, k, v, *rest)
-    dout, dlse = torch.randn_like(out), torch.randn_like(lse)
-    torch.library.opcheck(BACKWARD, (dout, dlse, q, k, v, out, lse, *rest))
+    results = FORWARD(q, k, v, *rest, low_parts)
+    dout, dlse = (torch.randn_like(t) for t in results[:2])
+    torch.library.opcheck(BACKWARD, (dout, dlse, q, k, v, *results, *rest))
 
 
 def step(tensors: Tensors, **options: Any) -> Tensor:

@@ -58,6 +58,24 @@ def test_gradients_equal_those_of_sdpa() -> None:
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("value", [-1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masks_by_a_large_number_equal_those_of_softmax(value: float, dtype: torch.dtype) -> None:
+    """Rows masked whole, too; gradients included."""
+    bias = torch.zeros(2, 1, 7, 9, dtype=dtype)
+    bias[0, ..., 2:], bias[1, :, ::2] = value, value
+    ours, theirs = ([t.to(dtype).requires_grad_() for t in inputs()] for _ in range(2))
+    out = reference.attention(*ours, bias=bias, scale=1.0)
+    q, k, v = (t.repeat_interleave(4 // t.shape[2], dim=2) for t in theirs)
+    weights = (torch.einsum("bihd,bjhd->bhij", q, k) + bias).softmax(-1)
+    expected = torch.einsum("bhij,bjhd->bihd", weights, v)
+    torch.testing.assert_close(out, expected)
+    for results, leaves in ((out, ours), (expected, theirs)):
+        results.square().sum().backward(inputs=leaves)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_lse_is_the_logarithm_of_the_row_sum() -> None:
     q, k, v = inputs()
     _, lse = reference.attention(q, k, v, scale=0.5, return_lse=True)

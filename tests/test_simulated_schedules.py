@@ -106,8 +106,8 @@ def test_offsets_outside_of_the_tokens_are_clamped(
     tail = (cu, cu, 0.1, 0.0, -1, -1, 0, False, deterministic)
     ops = torch.ops.tileattn
     with simulator.kernels():
-        out, lse = ops.attention_forward(q, k, v, None, None, None, *tail)
-        ops.attention_backward(q, None, q, k, v, out, lse, None, None, None, *tail, False)
+        results = ops.attention_forward(q, k, v, None, None, None, *tail, True)
+        ops.attention_backward(q, None, q, k, v, *results, None, None, None, *tail, False)
 
 
 @HOPPER_DIMS

@@ -40,22 +40,41 @@ def raw_arguments(
     return (*(tensors.get(n) for n in NAMES), 0.25, 0.0, 4, -1, 1, True, deterministic)
 
 
+@pytest.mark.parametrize("low_parts", [False, True])
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck_forward(name: str, requires_grad: bool, torch_device: str) -> None:
-    torch.library.opcheck(FORWARD, raw_arguments(name, torch_device, requires_grad))
+def test_opcheck_forward(
+    name: str, requires_grad: bool, low_parts: bool, torch_device: str
+) -> None:
+    arguments = raw_arguments(name, torch_device, requires_grad)
+    torch.library.opcheck(FORWARD, (*arguments, low_parts))
 
 
+@pytest.mark.parametrize("low_parts", [False, True])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck_backward(name: str, deterministic: bool, torch_device: str) -> None:
+def test_opcheck_backward(
+    name: str, deterministic: bool, low_parts: bool, torch_device: str
+) -> None:
     arguments = raw_arguments(name, torch_device, False, deterministic)
-    out, lse = FORWARD(*arguments)
+    out, lse, *low = FORWARD(*arguments, low_parts)
     dout, dlse = torch.randn_like(out), torch.randn_like(lse)
     tensors, options = arguments[:3], arguments[3:]
     for bias_grad in {False, arguments[3] is not None}:
-        whole = (dout, dlse, *tensors, out, lse, *options, bias_grad)
+        whole = (dout, dlse, *tensors, out, lse, *low, *options, bias_grad)
         torch.library.opcheck(BACKWARD, whole)
+
+
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16])
+def test_only_gradients_keep_low_parts(target: torch.dtype) -> None:
+    """In inference nothing is allocated for a backward, and float32 loses nothing of out."""
+    q = torch.randn(1, 6, 2, 16, dtype=target, requires_grad=True)
+    with torch.no_grad():
+        assert attention(q, q, q).grad_fn is None
+    saved = [t for t in attention(q, q, q).grad_fn.saved_tensors if t is not None]
+    sizes = {torch.int8: 6 * 2 * 16 if target == torch.bfloat16 else 0, torch.float32: 6 * 2}
+    for dtype, size in sizes.items():
+        assert [t.numel() for t in saved if t.dtype == dtype][-1] == size, dtype
 
 
 def step(tensors: Tensors, **options: Any) -> Tensor:

@@ -6,8 +6,8 @@
 
 #include <limits>
 #include <tuple>
-#include <vector>
 
+#include "low_parts.h"
 #include "run.h"
 #include "tensors.h"
 
@@ -125,11 +125,9 @@ void describe(const Inputs& in, AttentionProblem& problem) {
 }
 
 /// The sizes of q with its last dimension left out, or replaced.
-std::vector<std::int64_t> rows_of(const Tensor& q) {
-  return {q.sizes().begin(), q.sizes().end() - 1};
-}
-std::vector<std::int64_t> rows_of(const Tensor& q, std::int64_t last) {
-  std::vector<std::int64_t> sizes = rows_of(q);
+Sizes rows_of(const Tensor& q) { return {q.sizes().begin(), q.sizes().end() - 1}; }
+Sizes rows_of(const Tensor& q, std::int64_t last) {
+  Sizes sizes = rows_of(q);
   sizes.push_back(last);
   return sizes;
 }
@@ -139,7 +137,7 @@ std::vector<std::int64_t> rows_of(const Tensor& q, std::int64_t last) {
 /// one element.
 Tensor bias_gradient_buffer(const Inputs& in, bool deterministic) {
   const Tensor& bias = *in.bias;
-  std::vector<std::int64_t> sizes(bias.sizes().begin(), bias.sizes().end());
+  Sizes sizes = sizes_of(bias);
   if (deterministic) {
     sizes[0] = in.q.size(0);
     sizes[1] = in.q.size(2);
@@ -147,11 +145,11 @@ Tensor bias_gradient_buffer(const Inputs& in, bool deterministic) {
   return torch::stable::new_zeros(bias, sizes, ScalarType::Float);
 }
 
-std::tuple<Tensor, Tensor> attention_forward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_forward(
     Tensor q, Tensor k, Tensor v, OptionalTensor bias, OptionalTensor alibi_slopes,
     OptionalTensor sinks, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, double scale,
     double softcap, std::int64_t window_left, std::int64_t window_right, std::int64_t sink_tokens,
-    bool causal, bool /*deterministic: the forward always is*/) {
+    bool causal, bool /*deterministic: the forward always is*/, bool low_parts) {
   Inputs in{
       q,     k,       v,           bias,         alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
       scale, softcap, window_left, window_right, sink_tokens,  causal};
@@ -164,25 +162,26 @@ std::tuple<Tensor, Tensor> attention_forward(
   describe(in, problem);
   problem.out = ref(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
+  LowParts low = new_low_parts(out, lse, low_parts, problem);
   if (out.numel() > 0) run(problem, q);
-  return {out, lse};
+  return {out, lse, low.out, low.lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
-    OptionalTensor bias, OptionalTensor alibi_slopes, OptionalTensor sinks,
-    OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, double scale, double softcap,
-    std::int64_t window_left, std::int64_t window_right, std::int64_t sink_tokens, bool causal,
-    bool deterministic, bool bias_grad) {
+    Tensor out_low, Tensor lse_low, OptionalTensor bias, OptionalTensor alibi_slopes,
+    OptionalTensor sinks, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, double scale,
+    double softcap, std::int64_t window_left, std::int64_t window_right, std::int64_t sink_tokens,
+    bool causal, bool deterministic, bool bias_grad) {
   Inputs in{
       q,     k,       v,           bias,         alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
       scale, softcap, window_left, window_right, sink_tokens,  causal};
   check(in);
   STD_TORCH_CHECK(dout.scalar_type() == q.scalar_type() && out.scalar_type() == q.scalar_type(),
                   "tileattn: out and dout must have the dtype of q");
-  std::vector<std::int64_t> out_sizes = rows_of(q, v.size(v.dim() - 1));
+  const Sizes out_sizes = rows_of(q, v.size(v.dim() - 1));
   for (const Tensor* t : {&out, &dout})
-    STD_TORCH_CHECK(std::vector<std::int64_t>(t->sizes().begin(), t->sizes().end()) == out_sizes,
+    STD_TORCH_CHECK(sizes_of(*t) == out_sizes,
                     "tileattn: out and dout must have the shape of the result");
   std::int64_t rows = 1;
   for (std::int64_t n : rows_of(q)) rows *= n;
@@ -209,6 +208,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   problem.out = const_ref(out);
   problem.dout = const_ref(dout);
   problem.lse = static_cast<const float*>(lse.data_ptr());
+  LowParts low{out_low, lse_low};
+  take_low_parts(low, out, lse, problem);
   problem.dlse = data_or_null<float>(dlse);
   problem.dq = ref(dq);
   problem.dk = ref(dk);

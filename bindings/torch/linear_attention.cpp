@@ -13,8 +13,6 @@
 namespace tileattn::torch_binding {
 namespace {
 
-using Sizes = std::vector<std::int64_t>;
-
 /// Everything the ops share, as they receive it. Packed sequences: batch 1 and cu_seqlens.
 struct LinearInputs {
   OptionalTensor q;  // segment_state has none
@@ -32,8 +30,6 @@ struct LinearInputs {
   Sizes z_sizes() const { return {sequences(), heads, features()}; }
   Sizes token_sizes() const { return {k.size(0), k.size(1), heads}; }
 };
-
-Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 void check_like(const OptionalTensor& tensor, const Sizes& sizes, ScalarType type,
                 const char* name) {

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "low_parts.h"
 #include "run.h"
 #include "tensors.h"
 #include "tileattn/attention.h"
@@ -25,8 +26,6 @@ struct Inputs {
 
   std::int64_t rank() const { return q.dim() - 3; }
 };
-
-Ints sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 /// The sizes of `like` with another last dimension.
 Ints sizes_with(const Tensor& like, std::int64_t last) {
@@ -162,11 +161,10 @@ void describe(const Inputs& in, AttentionProblem& problem) {
   }
 }
 
-std::tuple<Tensor, Tensor> neighborhood_forward(Tensor q, Tensor k, Tensor v,
-                                                OptionalTensor extra_k, OptionalTensor extra_v,
-                                                Ints window, Ints stride, Ints dilation,
-                                                Ints causal, Ints offset, bool clip, double scale,
-                                                bool /*deterministic: the forward always is*/) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> neighborhood_forward(
+    Tensor q, Tensor k, Tensor v, OptionalTensor extra_k, OptionalTensor extra_v, Ints window,
+    Ints stride, Ints dilation, Ints causal, Ints offset, bool clip, double scale,
+    bool /*deterministic: the forward always is*/, bool low_parts) {
   Inputs in{q, k, v, extra_k, extra_v, window, stride, dilation, causal, offset, clip, scale};
   check(in);
   in = readable(in);
@@ -176,14 +174,16 @@ std::tuple<Tensor, Tensor> neighborhood_forward(Tensor q, Tensor k, Tensor v,
   describe(in, problem);
   problem.out = grid_ref(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
+  LowParts low = new_low_parts(out, lse, low_parts, problem);
   if (out.numel() > 0) run(problem, q);
-  return {out, lse};
+  return {out, lse, low.out, low.lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighborhood_backward(
     Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
-    OptionalTensor extra_k, OptionalTensor extra_v, Ints window, Ints stride, Ints dilation,
-    Ints causal, Ints offset, bool clip, double scale, bool deterministic) {
+    Tensor out_low, Tensor lse_low, OptionalTensor extra_k, OptionalTensor extra_v, Ints window,
+    Ints stride, Ints dilation, Ints causal, Ints offset, bool clip, double scale,
+    bool deterministic) {
   Inputs in{q, k, v, extra_k, extra_v, window, stride, dilation, causal, offset, clip, scale};
   check(in);
   const Ints out_sizes = sizes_with(q, v.size(v.dim() - 1));
@@ -214,6 +214,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighborhood_backward(
   problem.out = const_grid_ref(out);
   problem.dout = const_grid_ref(dout);
   problem.lse = static_cast<const float*>(lse.data_ptr());
+  LowParts low{out_low, lse_low};
+  take_low_parts(low, out, lse, problem);
   problem.dlse = data_or_null<float>(dlse);
   problem.dq = grid_ref(dq);
   problem.dk = grid_ref(dk);

@@ -17,6 +17,11 @@ namespace tileattn::torch_binding {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using Sizes = std::vector<std::int64_t>;
+
+inline Sizes sizes_of(const Tensor& tensor) {
+  return {tensor.sizes().begin(), tensor.sizes().end()};
+}
 
 inline DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -57,11 +62,11 @@ inline OptionalTensor contiguous(const OptionalTensor& tensor) {
 
 /// Memory for a result. `zeroed`: of packed sequences, where tokens past the last one are no
 /// kernel's.
-inline Tensor new_result(const Tensor& like, const std::vector<std::int64_t>& sizes,
-                         ScalarType dtype, bool zeroed = false) {
+inline Tensor new_result(const Tensor& like, const Sizes& sizes, ScalarType dtype,
+                         bool zeroed = false) {
   Tensor result = torch::stable::new_empty(like, sizes, dtype);
   if (result.is_cpu())
-    prefer_large_pages(result.data_ptr(), result.numel() * size_of(dtype_of(result)));
+    prefer_large_pages(result.data_ptr(), result.numel() * result.element_size());
   if (zeroed) torch::stable::fill_(result, 0.0);
   return result;
 }

@@ -1,6 +1,8 @@
 // Backward: a task owns some key tiles of one (sequence, key head), so that dK, dV
 // and columns of dbias have one writer; its share of dQ is summed up afterwards.
 //   p = exp(s - lse)    dv += p^T dout    ds = p (dout v^T - delta)
+// lse and out are taken with their low parts: what rounding them lost would be an error of all of
+// a row's weights, or of all its gradients.
 //   dk += ds^T q        dq += ds k
 #pragma once
 
@@ -44,14 +46,15 @@ void prepare_queries(const BackwardPlan& plan, Task task) {
   const auto out = tiles.rows(queries, p.out, task.head);
   const auto dout = tiles.rows(queries, p.dout, task.head);
   for (int r = 0; r < queries.size(); ++r) {
+    const std::int64_t index = stat_index(p, *task.sequence, tiles, queries, r, task.head);
     load_row(out.row(r), p.dtype, a, p.dim_v, 1.0f);
+    if (p.out_low) add_low_parts(a, p.out_low + index * p.dim_v, p.dtype, p.dim_v);
     load_row(dout.row(r), p.dtype, b, p.dim_v, 1.0f);
     float lanes[8] = {};  // dim_v is a multiple of 8
     for (int d = 0; d < p.dim_v; d += 8)
       for (int l = 0; l < 8; ++l) lanes[l] += a[d + l] * b[d + l];
     float sum = 0;
     for (float lane : lanes) sum += lane;
-    std::int64_t index = stat_index(p, *task.sequence, tiles, queries, r, task.head);
     p.delta[index] = sum - (p.dlse ? p.dlse[index] : 0.0f);
   }
 }
@@ -157,11 +160,11 @@ void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head
   scores.modify(s, r, columns, slope);
   visibility.hide(r, s, -kInfinity);
   // A row without a key has weights exp(-inf) = 0.
-  float lse = p.lse[stat] == -kInfinity ? kInfinity : p.lse[stat];
-  float delta = p.delta[stat];
+  const float lse = p.lse[stat] == -kInfinity ? kInfinity : p.lse[stat];
+  const float lse_low = p.lse_low ? p.lse_low[stat] : 0.0f, delta = p.delta[stat];
   for (int j = columns.begin; j < columns.end; j += kWidth) {
     Vec score = load(s + j);  // -inf where hidden; lse may be NaN
-    Vec weight = score == -kInfinity ? Vec{} : exp(score - lse);
+    Vec weight = score == -kInfinity ? Vec{} : exp((score - lse) - lse_low);
     store(s + j, weight);
     Vec dweight = load(ds + j) - delta;  // that of a hidden key's value may be NaN
     store(ds + j, weight == 0.0f ? Vec{} : weight * dweight);

@@ -93,7 +93,7 @@ void absorb_group(const ForwardTile<Operands>& tile, int group, Range rows,
   });
 }
 
-/// Epilogue: out and lse leave the loop.
+/// Epilogue: out and lse leave the loop, with their low parts where they are asked for.
 template <class Operands, class Tiles>
 void store_forward(const AttentionForward& p, const Sequence& seq, int head, const Tiles& tiles,
                    const typename Tiles::Queries& queries, const ForwardTile<Operands>& tile,
@@ -101,8 +101,15 @@ void store_forward(const AttentionForward& p, const Sequence& seq, int head, con
   const RowWriter writer(p);
   auto out = tiles.rows(queries, p.out, head);
   for (int r = 0; r < queries.size(); ++r) {
-    writer.write(part(tile.out, r).data, out.row(r), p.dim_v, softmax.inverse_sum(r));
-    p.lse[(seq.row + tiles.token(queries, r)) * p.heads_q + head] = softmax.lse(r);
+    const float* sum = part(tile.out, r).data;
+    const float factor = softmax.inverse_sum(r);
+    const std::int64_t row = (seq.row + tiles.token(queries, r)) * p.heads_q + head;
+    const TwoFloats lse = softmax.lse(r);
+    writer.write(sum, out.row(r), p.dim_v, factor);
+    p.lse[row] = lse.high;
+    if (p.lse_low) p.lse_low[row] = lse.low;
+    if (p.out_low)
+      store_low_parts(sum, out.row(r), p.dtype, p.out_low + row * p.dim_v, p.dim_v, factor);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "cpu/plan.h"
 #include "cpu/vec.h"
 #include "tileattn/linear_attention.h"
+#include "tileattn/low_part.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -75,6 +76,19 @@ inline void store_row(const float* from, void* to, DType dtype, int count, float
       for (int i = 0; i < count; ++i) half[i] = to_bfloat16(factor * from[i]);
       break;
   }
+}
+
+/// low[i] = what rounding factor * from[i] to rounded[i] took from it
+inline void store_low_parts(const float* from, const void* rounded, DType dtype, std::int8_t* low,
+                            int count, float factor) {
+  float high[kMaxDim];
+  load_row(rounded, dtype, high, count, 1.0f);
+  for (int i = 0; i < count; ++i) low[i] = low_part(factor * from[i], high[i], dtype);
+}
+
+/// row[i], a number of this dtype, gets back what rounding took from it
+inline void add_low_parts(float* row, const std::int8_t* low, DType dtype, int count) {
+  for (int i = 0; i < count; ++i) row[i] = with_low_part(row[i], low[i], dtype);
 }
 
 /// Writes rows of a result. Those of a large one go past the caches where they can: to be stored

@@ -42,11 +42,6 @@ struct Scores {
     if (bias)
       load_row(bias + query * bias_query_stride + key * bytes_of(bias_dtype), bias_dtype, added,
                imin(count, len_k - key), 1.0f);
-    if (alibi_slope != 0)
-      for (int j = 0; j < count; ++j) {
-        int ahead = key + j - (query + shift);
-        added[j] -= alibi_slope * static_cast<float>(ahead < 0 ? -ahead : ahead);
-      }
     float inverse_cap = softcap > 0 ? 1.0f / softcap : 0.0f;
     for (int j = 0; j < count; j += kWidth) {
       Vec x = load(s + j) * scale;
@@ -55,6 +50,8 @@ struct Scores {
         if (cap_slope) store(cap_slope + j, 1.0f - t * t);
         x = t * softcap;
       }
+      if (alibi_slope != 0) x -= alibi_slope * distance(key + j - (query + shift));
+      // The bias last: a large one leaves no room for more.
       const Vec more = load(added + j);
       store(s + j, more == -kInfinity ? more : x + more);  // hidden, even if x is NaN
     }
@@ -64,6 +61,16 @@ struct Scores {
     if (scale == 1.0f) return;
     for (int j = 0; j < count; j += kWidth) store(s + j, load(s + j) * scale);
   }
+
+ private:
+  /// How far kWidth keys are from a query; the first is `ahead` of it.
+  static Vec distance(int ahead) {
+    IntVec lanes;
+    __builtin_memcpy(&lanes, kLanes.lane, kVecBytes);
+    lanes += ahead;
+    return __builtin_convertvector(lanes < 0 ? -lanes : lanes, Vec);
+  }
+  static constexpr LaneTable kLanes = rotation<0>();
 };
 
 /// The modifiers of one tile; a grid's scores are only scaled.

@@ -10,6 +10,11 @@ struct RowFactors {
   float row[round_up(kGroup, kWidth)];
 };
 
+/// A number as the sum of its rounded value and the rest.
+struct TwoFloats {
+  float high, low;
+};
+
 /// The running maximum and sum of each row of a query tile.
 class OnlineSoftmax {
  public:
@@ -53,9 +58,11 @@ class OnlineSoftmax {
   }
 
   /// Natural log of the row's sum; -inf for a row that saw no key.
-  float lse(int row) const {
+  TwoFloats lse(int row) const {
     float sum = sum_lanes(load(sum_[row]));
-    return sum == 0 ? -kInfinity : max_[row] + __builtin_logf(sum);
+    if (sum == 0) return {-kInfinity, 0.0f};
+    float log_sum = __builtin_logf(sum), lse = max_[row] + log_sum;
+    return {lse, (max_[row] - lse) + log_sum};
   }
 
  private:

@@ -83,7 +83,7 @@ struct Problem {
       dk{tokens_k, c.heads_kv, c.dim}, dv{tokens_k, c.heads_kv, c.dim_v};
   int bias_rows = c.bias_per_query ? tokens_q : 1;
   GappedTensor bias{bias_rows, 1, tokens_k, &generator}, dbias{bias_rows, 1, tokens_k};
-  std::vector<float> slopes, sinks, dlse, lse, delta;
+  std::vector<float> slopes, sinks, dlse, lse, lse_low, delta;
   std::vector<std::int32_t> cu_q = offsets(c.lens_q), cu_k = offsets(c.lens_k);
   float scale = 0.3f;
   DType dtype;
@@ -93,6 +93,7 @@ struct Problem {
       for (GappedTensor* x : {&q, &k, &v, &dout}) x->round_to_bfloat16();
     std::size_t rows = std::size_t(tokens_q) * c.heads_q;
     lse.assign(rows, kNan);
+    lse_low.assign(rows, kNan);
     delta.assign(rows, kNan);
     std::normal_distribution<float> normal;
     for (int h = 0; h < c.heads_q; ++h) slopes.push_back(0.01f * float(h));  // that of head 0 is 0
@@ -140,12 +141,14 @@ struct Problem {
     fill(forward);
     forward.out = out.ref();
     forward.lse = lse.data();
+    forward.lse_low = lse_low.data();
     cpu::attention_forward(forward, executor);
     AttentionBackward backward;
     fill(backward);
     backward.out = out.const_ref();
     backward.dout = dout.const_ref();
     backward.lse = lse.data();
+    backward.lse_low = lse_low.data();
     backward.dlse = c.dlse ? dlse.data() : nullptr;
     backward.dq = dq.ref();
     backward.dk = dk.ref();
@@ -320,6 +323,10 @@ TEST(Attention, LowestFiniteBiasIsNoMask) {
     double mean = 0;
     for (int j = 0; j < 400; ++j) mean += p.v.at(j, 0, d) / 400.0;
     EXPECT_NEAR(p.out.at(3, 1, d), mean, 1e-6);
+    double share = 0;
+    for (int i = 0; i < 7; ++i)
+      for (int h = 0; h < c.heads_q; ++h) share += p.dout.at(i, h, d) / 400.0;
+    EXPECT_NEAR(p.dv.at(123, 0, d), share, 1e-7);
   }
   EXPECT_EQ(p.lse[0], lowest);
 }

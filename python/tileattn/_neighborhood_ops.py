@@ -14,9 +14,10 @@ _SPEC = (
     "int[] causal, int[] offset, bool clip, float scale, bool deterministic"
 )
 SCHEMAS = (
-    f"neighborhood_forward(Tensor q, Tensor k, Tensor v, {_SPEC}) -> (Tensor out, Tensor lse)",
-    "neighborhood_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, "
-    f"Tensor lse, {_SPEC}) "
+    f"neighborhood_forward(Tensor q, Tensor k, Tensor v, {_SPEC}, bool low_parts) "
+    f"-> ({_ops.RESULTS})",
+    "neighborhood_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, "
+    f"{_ops.RESULTS}, {_SPEC}) "
     "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dextra_keys, Tensor dextra_values)",
 )
 for _schema in SCHEMAS:
@@ -27,10 +28,7 @@ _BACKWARD = torch.ops.tileattn.neighborhood_backward
 _TENSORS = 5
 
 
-@torch.library.register_fake("tileattn::neighborhood_forward", lib=_ops._LIBRARY)
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    rows = q.shape[:-1]
-    return q.new_empty((*rows, v.shape[-1])), q.new_empty(rows, dtype=torch.float32)
+torch.library.register_fake("tileattn::neighborhood_forward", _ops.fake_results, lib=_ops._LIBRARY)
 
 
 @torch.library.register_fake("tileattn::neighborhood_backward", lib=_ops._LIBRARY)
@@ -42,6 +40,8 @@ def _fake_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    out_low: Tensor,
+    lse_low: Tensor,
     extra_keys: Tensor | None,
     extra_values: Tensor | None,
     *_: Any,
@@ -50,20 +50,22 @@ def _fake_backward(
     return (*(t.new_empty(t.shape) for t in (q, k, v)), *extra)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:_TENSORS], *output)
-    ctx.options = inputs[_TENSORS:]
+    ctx.options = inputs[_TENSORS:-1]
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    *inputs, out, lse = ctx.saved_tensors
-    rest = (None,) * len(ctx.options)
+def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    inputs, kept = saved[:_TENSORS], saved[_TENSORS:]
+    rest = (None,) * (len(ctx.options) + 1)
     if dout is None and dlse is None:
         return (None,) * _TENSORS + rest
     if dout is None:
-        dout = torch.zeros_like(out)
-    found = _BACKWARD(dout, dlse, *inputs[:3], out, lse, *inputs[3:], *ctx.options)
+        dout = torch.zeros_like(kept[0])
+    found = _BACKWARD(dout, dlse, *inputs[:3], *kept, *inputs[3:], *ctx.options)
     wanted = zip(found, ctx.needs_input_grad, strict=False)
     return tuple(gradient if needed else None for gradient, needed in wanted) + rest
 

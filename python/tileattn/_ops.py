@@ -21,10 +21,13 @@ _INPUTS = (
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, float scale, float softcap, int window_left, "
     "int window_right, int sink_tokens, bool causal, bool deterministic"
 )
+#: What a forward of softmax attention returns, and its backward takes. The low parts are what
+#: rounding takes from out and lse; empty unless ``low_parts``, which gradients ask for.
+RESULTS = "Tensor out, Tensor lse, Tensor out_low, Tensor lse_low"
 SCHEMAS = (
-    f"attention_forward({_INPUTS.format(state='')}) -> (Tensor out, Tensor lse)",
+    f"attention_forward({_INPUTS.format(state='')}, bool low_parts) -> ({RESULTS})",
     "attention_backward(Tensor dout, Tensor? dlse, "
-    + _INPUTS.format(state="Tensor out, Tensor lse, ")
+    + _INPUTS.format(state=f"{RESULTS}, ")
     + ", bool bias_grad) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor delta)",
 )
 for _schema in SCHEMAS:
@@ -51,10 +54,34 @@ def load_library() -> str | None:
 LIBRARY_ERROR = load_library()
 
 
-@torch.library.register_fake("tileattn::attention_forward", lib=_LIBRARY)
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    rows = q.shape[:-1]
-    return q.new_empty((*rows, v.shape[-1])), q.new_empty(rows, dtype=torch.float32)
+def forward(op: Any, tensors: tuple[Tensor | None, ...], *options: Any) -> tuple[Tensor, Tensor]:
+    """out and lse, with all that a gradient needs where one may be asked for."""
+    recording = torch.is_grad_enabled()
+    low_parts = recording and any(t is not None and t.requires_grad for t in tensors)
+    if recording or torch.compiler.is_compiling():
+        out, lse, _, _ = op(*tensors, *options, low_parts)
+        return out, lse
+    # Without gradients the Python autograd layer would only cost time, as much as a decode step.
+    with torch._C._AutoDispatchBelowAutograd():
+        out, lse, _, _ = op(*tensors, *options, low_parts)
+    return out, lse
+
+
+def fake_results(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """What a forward with these arguments returns, without values."""
+    out = q.new_empty((*q.shape[:-1], v.shape[-1]))
+    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    low_parts = rest[-1]
+    rounded = low_parts and q.dtype != torch.float32
+    return (
+        out,
+        lse,
+        out.new_empty(out.shape if rounded else 0, dtype=torch.int8),
+        lse.new_empty(lse.shape if low_parts else 0),
+    )
+
+
+torch.library.register_fake("tileattn::attention_forward", fake_results, lib=_LIBRARY)
 
 
 @torch.library.register_fake("tileattn::attention_backward", lib=_LIBRARY)
@@ -66,6 +93,8 @@ def _fake_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    out_low: Tensor,
+    lse_low: Tensor,
     bias: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
@@ -84,24 +113,26 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:_TENSORS], *output)
-    ctx.options = inputs[_TENSORS:]
+    ctx.options = inputs[_TENSORS:-1]
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    q, k, v, bias, slopes, sinks, cu_q, cu_k, out, lse = ctx.saved_tensors
+def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Any, ...]:
+    q, k, v, bias, slopes, sinks, cu_q, cu_k, out, lse, out_low, lse_low = ctx.saved_tensors
     need_bias, need_sinks = ctx.needs_input_grad[3], ctx.needs_input_grad[5]
-    gradients: list[Tensor | None] = [None] * (_TENSORS + len(ctx.options))
+    gradients: list[Tensor | None] = [None] * (_TENSORS + len(ctx.options) + 1)
     if dout is None and dlse is None:
         return tuple(gradients)
     if dout is None:
         dout = torch.zeros_like(out)
     if dlse is not None:  # may be NaN where lse is -inf, e.g. behind a difference of two lse
         dlse = dlse.masked_fill(lse == -torch.inf, 0.0)
+    kept, given = (out, lse, out_low, lse_low), (bias, slopes, sinks, cu_q, cu_k)
     dq, dk, dv, dbias, delta = _BACKWARD(
-        dout, dlse, q, k, v, out, lse, bias, slopes, sinks, cu_q, cu_k, *ctx.options, need_bias
+        dout, dlse, q, k, v, *kept, *given, *ctx.options, need_bias
     )
     for n, gradient in enumerate((dq, dk, dv)):
         gradients[n] = gradient if ctx.needs_input_grad[n] else None
@@ -110,7 +141,8 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, 
     if need_sinks:
         # A sink adds exp(sink) to the sum of each row and no value; rows outside of every packed
         # sequence have lse -inf and no sink either.
-        weight = torch.exp(sinks - lse).masked_fill(lse == -torch.inf, 0.0)
+        distance = sinks - lse - lse_low if lse_low.numel() else sinks - lse
+        weight = torch.exp(distance).masked_fill(lse == -torch.inf, 0.0)
         gradients[5] = -(weight * delta).flatten(0, -2).sum(0)
     return tuple(gradients)
 

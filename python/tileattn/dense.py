@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 
-from tileattn import _checks, _nested, capabilities, reference
+from tileattn import _checks, _nested, _ops, capabilities, reference
 from tileattn._precision import autocast
 from tileattn.backend import resolve_backend
 
@@ -149,7 +149,7 @@ def attention(
         _refuse_functional_transforms(q, k, v, bias, sinks)
         tensors = (q, k, v, bias, alibi_slopes, _float32(sinks), cu_seqlens_q, cu_seqlens_k)
         options = (scale, softcap, left, right, sink_tokens, causal, deterministic)
-        out, lse = _forward(*tensors, *options)
+        out, lse = _ops.forward(_FORWARD, tensors, *options)
     if nested is not None:
         out, lse = _nested.like(out, nested), _nested.like(lse, nested)
     return (out, lse) if return_lse else out
@@ -258,13 +258,3 @@ def _refuse_functional_transforms(*tensors: Tensor | None) -> None:
 
 def _float32(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float()
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        out, lse = _FORWARD(*arguments)
-        return out, lse
-    # Without gradients the Python autograd layer would only cost time, as much as a decode step.
-    with torch._C._AutoDispatchBelowAutograd():
-        out, lse = _FORWARD(*arguments)
-    return out, lse

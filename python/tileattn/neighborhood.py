@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 import torch
 from torch import Tensor
 
-from tileattn import _checks, _neighborhood_ops, capabilities, reference
+from tileattn import _checks, _neighborhood_ops, _ops, capabilities, reference
 from tileattn._neighborhood_checks import (
     PerAxis,
     Spec,
@@ -272,5 +272,5 @@ def _attend(
         feature = f"neighborhood attention, head dims above {limit}"
         capabilities.require(chosen, feature, f"neighborhood attention with head dim {dim}")
     _refuse_functional_transforms(q, k, v, extra_keys, extra_values)
-    out, lse = _FORWARD(q, k, v, extra_keys, extra_values, *spec, factor, deterministic)
-    return out, lse
+    tensors = (q, k, v, extra_keys, extra_values)
+    return _ops.forward(_FORWARD, tensors, *spec, factor, deterministic)

@@ -59,12 +59,19 @@ struct AttentionProblem {
 struct AttentionForward : AttentionProblem {
   TensorRef out;         // [batch, len_q, heads_q, dim_v]
   float* lse = nullptr;  // [batch, len_q, heads_q], contiguous, natural log
+  // For a backward, or null: what rounding takes from out and lse.
+  std::int8_t* out_low = nullptr;  // [batch, len_q, heads_q, dim_v], contiguous; see low_part.h
+  float* lse_low = nullptr;        // as lse, and 0 where that is -inf
 };
 
 struct AttentionBackward : AttentionProblem {
-  ConstTensorRef out;
-  ConstTensorRef dout;          // strides may be 0
-  const float* lse = nullptr;   // as the forward wrote it
+  ConstTensorRef out;   // this, lse and their low parts as the forward wrote them
+  ConstTensorRef dout;  // strides may be 0
+  const float* lse = nullptr;
+  // Null: taken as 0. Without lse_low, weights are off by what float32 rounds off of lse, a
+  // factor where that is large; without out_low, gradients are off by the rounding of out.
+  const std::int8_t* out_low = nullptr;
+  const float* lse_low = nullptr;
   const float* dlse = nullptr;  // [batch, len_q, heads_q], contiguous, or null
   TensorRef dq, dk, dv;         // as q, k, v; every element in range is written
   TensorRef dextra_k, dextra_v;
