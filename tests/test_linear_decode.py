@@ -78,6 +78,30 @@ def test_opcheck_and_compile() -> None:
     torch.testing.assert_close(*pools)
 
 
+@pytest.mark.parametrize("how", ["function", "operator", "compiled", "reference"])
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_a_step_tells_autograd_that_states_change(normalize: bool, how: str) -> None:
+    """What was saved for a backward is no longer what it was: no silent wrong gradient."""
+    q, weight = torch.rand(3, 2, 8), torch.rand(3, 2, 8, requires_grad=True)
+    s, z = torch.rand(3, 2, 8, 8), torch.rand(3, 2, 8)
+
+    backend = "reference" if how == "reference" else None
+
+    def step() -> Any:
+        state = (s, z) if normalize else s
+        if how == "operator":
+            return STEP(q, q, q, s, z if normalize else None, None, None, 0.5)
+        return linear_attention_step(q, q, q, state, backend=backend)
+
+    saved = (weight * z).sum() if normalize else (weight.unsqueeze(-1) * s).sum()
+    if how == "compiled":
+        torch.compiler.reset()
+        step = torch.compile(step, backend="aot_eager")
+    step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.backward()
+
+
 def good(**changes: Any) -> dict[str, Any]:
     q, k, v = torch.zeros(3, 4, 16), torch.zeros(3, 2, 16), torch.zeros(3, 2, 8)
     return {"q": q, "k": k, "v": v, "state": torch.zeros(3, 4, 16, 8)} | changes

@@ -180,14 +180,6 @@ def test_autocast_joins_dtypes() -> None:
         assert attention(q, k, k, bias=bias).dtype == torch.bfloat16
 
 
-def test_vmap_says_what_to_do() -> None:
-    q = torch.randn(3, 1, 4, 2, 16)
-    with pytest.raises(NotImplementedError, match="no torch.vmap rule; fold the mapped dimension"):
-        torch.vmap(attention)(q, q, q)
-    mapped = torch.vmap(lambda x: attention(x, x, x, backend="reference"))(q)
-    torch.testing.assert_close(mapped, attention(*[q.flatten(0, 1)] * 3).reshape(q.shape))
-
-
 def test_second_derivative_says_what_to_do() -> None:
     q = torch.randn(1, 4, 2, 16, requires_grad=True)
     (gradient,) = torch.autograd.grad(attention(q, q, q).sum(), q, create_graph=True)
@@ -240,13 +232,6 @@ def test_nan_gradient_of_empty_rows_is_dropped() -> None:
     _, lse = attention(q, k, k, sinks=sinks, causal=True, return_lse=True)
     gradients = torch.autograd.grad((lse - lse.detach()).square().sum(), (q, k, sinks))
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
-
-
-def test_functional_gradient_says_what_to_do() -> None:
-    q = torch.randn(1, 6, 2, 16)
-    with pytest.raises(NotImplementedError, match=r"torch\.func.*backend='reference'"):
-        torch.func.grad(lambda x: attention(x, x, x).sum())(q)
-    torch.func.grad(lambda x: attention(x, x, x, backend="reference").sum())(q)
 
 
 def test_no_gradient_no_graph() -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tileattn.reference.masked import has_values
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Positions are 32-bit in the kernels, with room for arithmetic on them.
 MAX_TOKENS = 1 << 29
@@ -273,8 +275,7 @@ def check_cu_seqlens(
 
     On the CPU their values are checked too: from 0, never falling, not past the tokens.
     """
-    pairs = (("cu_seqlens_q", cu_seqlens_q, q), ("cu_seqlens_k", cu_seqlens_k, k))
-    for name, cu_seqlens, _ in pairs:
+    for name, cu_seqlens in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         if cu_seqlens is None:
             raise ValueError(f"{name} is None; both cu_seqlens must be given, or neither")
         require_tensor(name, cu_seqlens)
@@ -292,12 +293,12 @@ def check_cu_seqlens(
             f"cu_seqlens_q, {cu_seqlens_q.shape[0]}"
         )
     batch = cu_seqlens_q.shape[0] - 1
-    if torch.compiler.is_compiling():
-        return batch
-    for name, cu_seqlens, tokens in pairs:
-        # A fake tensor (a subclass) and one on another device hold no values to look at here.
-        if type(cu_seqlens) is Tensor and cu_seqlens.device.type == "cpu":
-            _check_offsets(name, cu_seqlens.tolist(), tokens.shape[0])
+    for name, given, tokens in (
+        ("cu_seqlens_q", cu_seqlens_q, q),
+        ("cu_seqlens_k", cu_seqlens_k, k),
+    ):
+        if has_values(given):
+            _check_offsets(name, given.tolist(), tokens.shape[0])
     return batch
 
 

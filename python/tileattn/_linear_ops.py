@@ -7,12 +7,13 @@ that a call does not have are empty tensors of shape [0]. ``feature_map`` is an 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from tileattn._ops import _LIBRARY, _no_second_derivative, _no_vmap
+from tileattn import _transforms
+from tileattn._ops import _LIBRARY
 
 #: Those that kernels apply themselves, by the values of the enum FeatureMap.
 FEATURE_MAPS = (None, "taylor2")
@@ -34,7 +35,9 @@ SCHEMAS = (
 for _schema in SCHEMAS:
     _LIBRARY.define(_schema)
 
-_BACKWARD = torch.ops.tileattn.linear_attention_backward
+_FORWARD = torch.ops.tileattn.linear_attention_forward.default
+_SEGMENT = torch.ops.tileattn.segment_state.default
+_BACKWARD = torch.ops.tileattn.linear_attention_backward.default
 
 
 def feature_dim(feature_map: int, dim: int) -> int:
@@ -115,10 +118,9 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     q, k, v, log_decay, s, z, cu_seqlens, *ctx.options, ctx.feature_map = inputs
     out, denominator, last_s, last_z = output
     kept = (out, denominator) if ctx.options[-1] else (None, None)
-    ctx.save_for_backward(q, k, v, *kept, log_decay, s, z, cu_seqlens)
+    _transforms.save(ctx, q, k, v, *kept, log_decay, s, z, cu_seqlens)
     ctx.mark_non_differentiable(denominator)
     ctx.state_shapes = last_s.shape, last_z.shape
-    ctx.set_materialize_grads(False)
 
 
 def _backward(
@@ -126,34 +128,97 @@ def _backward(
 ) -> tuple[Any, ...]:
     q, k, v, out, denominator, log_decay, s, z, cu_seqlens = ctx.saved_tensors
     nothing = (None,) * (2 + len(ctx.options))  # of cu_seqlens, the options and feature_map
-    if dout is None and ds is None and dz is None:
-        return (None,) * 6 + nothing
     if dout is None:
         dout = q.new_zeros((*q.shape[:-1], v.shape[-1]))
     ds, dz = _with_z(ds, dz, ctx.state_shapes, ctx.options[-1])
     inputs = (q, k, v, out, denominator, log_decay, s, z, cu_seqlens)
     options = (*ctx.options, ctx.needs_input_grad[3], ctx.feature_map)
-    results = _BACKWARD(dout, ds, dz, *inputs, *options)
+    results = _transforms.call(_BACKWARD, dout, ds, dz, *inputs, *options)
     return _gradients(ctx.needs_input_grad[:6], results, log_decay) + nothing
 
 
-torch.library.register_autograd(
-    "tileattn::linear_attention_forward", _backward, setup_context=_setup_forward, lib=_LIBRARY
-)
+def _jvp(
+    ctx: Any,
+    dq: Tensor | None,
+    dk: Tensor | None,
+    dv: Tensor | None,
+    dlog_decay: Tensor | None,
+    ds: Tensor | None,
+    dz: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor | None, ...]:
+    """q^T S is linear in q, in k and in v and s together; q . z is the same with v = 1."""
+    q, k, v, out, denominator, log_decay, s, z, cu_seqlens = _transforms.primals(ctx)
+    scale, causal, normalize = ctx.options
+    _require_linear(dlog_decay, ctx.feature_map, dq, dk)
+    # Where normalized a factor cancels: means stay in the range of half precision, sums do not.
+    tokens = max(q.shape[1], 1) if normalize else 1
+
+    def product(q: Tensor, k: Tensor, v: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+        tensors = (q, k, v, log_decay, s, None, cu_seqlens)
+        out, _, last_s, _ = _FORWARD(*tensors, scale / tokens, causal, False, ctx.feature_map)
+        return out, last_s
+
+    def tangent(
+        v: Tensor, s: Tensor | None, dv: Tensor | None, ds: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
+        last = q.new_zeros((*ctx.state_shapes[0][:-1], v.shape[-1]), dtype=torch.float32)
+        if dq is not None:
+            out = out + product(dq, k, v, s)[0]
+        for keys, values, state in ((dk, v, None), (k, _zeros(dv, v, ds), ds)):
+            if keys is not None and values is not None:
+                more = product(q, keys, values, state)
+                out, last = out + more[0], last + more[1]
+        return out, last
+
+    dout, dlast_s = tangent(v, s, dv, ds)
+    if not normalize:
+        return dout, None, dlast_s, dlast_s.new_zeros(0)
+    ones = v.new_ones((*v.shape[:-1], _COLUMNS))
+    change, dlast_z = tangent(ones, _columns(z), None, _columns(dz))
+    divisor = (denominator / tokens).unsqueeze(-1)
+    dout = (dout.float() - out.float() * change[..., :1].float()) / divisor
+    dout = dout.masked_fill(divisor == 0, 0.0).to(out.dtype)
+    return dout, None, dlast_s, dlast_z[..., 0]
+
+
+#: Values of 1 that make a state of z: as many as every kernel takes.
+_COLUMNS = 8
+
+
+def _columns(z: Tensor | None) -> Tensor | None:
+    return None if z is None else z.unsqueeze(-1).expand(*z.shape, _COLUMNS)
+
+
+def _zeros(tangent: Tensor | None, like: Tensor, needed: Tensor | None) -> Tensor | None:
+    """Zeros in the place of no tangent, if another one is given beside it."""
+    return torch.zeros_like(like) if tangent is None and needed is not None else tangent
+
+
+def _require_linear(dlog_decay: Tensor | None, feature_map: int, *features: Tensor | None) -> None:
+    """What the formulas need: no tangent of the decay, none through a map in the kernel."""
+    if dlog_decay is not None:
+        _transforms.refuse_tangent("in log_decay")
+    if feature_map != 0 and any(tangent is not None for tangent in features):
+        name = FEATURE_MAPS[feature_map]
+        _transforms.refuse_tangent(
+            f"of {name} inside of the kernel (feature_map=tileattn.feature_maps.{name} has one)"
+        )
+
+
+_transforms.register(_LIBRARY, "linear_attention_forward", _setup_forward, _backward, _jvp)
 
 
 def _setup_segment(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     k, v, log_decay, s, z, cu_seqlens, ctx.heads, ctx.normalize, ctx.feature_map = inputs
-    ctx.save_for_backward(k, v, log_decay, s, z, cu_seqlens)
+    _transforms.save(ctx, k, v, log_decay, s, z, cu_seqlens)
     ctx.state_shapes = output[0].shape, output[1].shape
-    ctx.set_materialize_grads(False)
 
 
 def _segment_backward(ctx: Any, ds: Tensor | None, dz: Tensor | None) -> tuple[Any, ...]:
     """That of a call whose out nobody uses."""
     k, v, log_decay, s, z, cu_seqlens = ctx.saved_tensors
-    if ds is None and dz is None:
-        return (None,) * 9
     ds, dz = _with_z(ds, dz, ctx.state_shapes, ctx.normalize)
     rows = (*k.shape[:2], ctx.heads)
     q, out = k.new_zeros((*rows, k.shape[-1])), k.new_zeros((*rows, v.shape[-1]))
@@ -162,16 +227,51 @@ def _segment_backward(ctx: Any, ds: Tensor | None, dz: Tensor | None) -> tuple[A
     inputs = (q, k, v, *kept, log_decay, s, z, cu_seqlens)
     needed = ctx.needs_input_grad
     options = (1.0, True, ctx.normalize, needed[2], ctx.feature_map)
-    results = _BACKWARD(out, ds, dz, *inputs, *options)
+    results = _transforms.call(_BACKWARD, out, ds, dz, *inputs, *options)
     gradients = _gradients((False, *needed[:5]), results, log_decay)
     return (*gradients[1:], None, None, None, None)
 
 
-torch.library.register_autograd(
-    "tileattn::segment_state", _segment_backward, setup_context=_setup_segment, lib=_LIBRARY
-)
-torch.library.register_autograd(
-    "tileattn::linear_attention_backward", _no_second_derivative, lib=_LIBRARY
-)
-for _name in ("linear_attention_forward", "linear_attention_backward", "segment_state"):
-    torch.library.register_vmap(f"tileattn::{_name}", _no_vmap, lib=_LIBRARY)
+def _segment_jvp(
+    ctx: Any,
+    dk: Tensor | None,
+    dv: Tensor | None,
+    dlog_decay: Tensor | None,
+    ds: Tensor | None,
+    dz: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    """The state is linear in k, and in v and s together; z is that of v = 1."""
+    k, v, log_decay, _s, _z, cu_seqlens = _transforms.primals(ctx)
+    _require_linear(dlog_decay, ctx.feature_map, dk)
+
+    def state(k: Tensor, v: Tensor, s: Tensor | None) -> Tensor:
+        last_s: Tensor
+        last_s, _ = _SEGMENT(
+            k, v, log_decay, s, None, cu_seqlens, ctx.heads, False, ctx.feature_map
+        )
+        return last_s
+
+    last = k.new_zeros(ctx.state_shapes[0], dtype=torch.float32)
+    for keys, values, initial in ((dk, v, None), (k, _zeros(dv, v, ds), ds)):
+        if keys is not None and values is not None:
+            last = last + state(keys, values, initial)
+    if not ctx.normalize:
+        return last, last.new_zeros(0)
+    ones = v.new_ones((*v.shape[:-1], _COLUMNS))
+    keys = torch.zeros_like(k) if dk is None else dk
+    return last, state(keys, ones, _columns(dz))[..., 0]
+
+
+_transforms.register(_LIBRARY, "segment_state", _setup_segment, _segment_backward, _segment_jvp)
+_transforms.register_last(_LIBRARY, "linear_attention_backward")
+
+
+def _no_derivative_of_a_step(*_: Any) -> NoReturn:
+    raise NotImplementedError(
+        "tileattn.linear_attention_step has no gradient and no forward-mode derivative: it changes "
+        "the states in place; use tileattn.linear_attention."
+    )
+
+
+_transforms.register_in_place(_LIBRARY, "linear_attention_step", (3, 4), _no_derivative_of_a_step)

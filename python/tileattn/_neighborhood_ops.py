@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import _ops
+from tileattn import _ops, _transforms
+from tileattn._softmax_tangent import Pair, tangent
 
 _SPEC = (
-    "Tensor? extra_keys, Tensor? extra_values, int[] window, int[] stride, int[] dilation, "
-    "int[] causal, int[] offset, bool clip, float scale, bool deterministic"
+    "Tensor? extra_keys, Tensor? extra_values, SymInt[] window, SymInt[] stride, "
+    "SymInt[] dilation, int[] causal, SymInt[] offset, bool clip, float scale, bool deterministic"
 )
 SCHEMAS = (
     f"neighborhood_forward(Tensor q, Tensor k, Tensor v, {_SPEC}, bool low_parts) "
@@ -23,7 +24,10 @@ SCHEMAS = (
 for _schema in SCHEMAS:
     _ops._LIBRARY.define(_schema)
 
-_BACKWARD = torch.ops.tileattn.neighborhood_backward
+_FORWARD = torch.ops.tileattn.neighborhood_forward.default
+_BACKWARD = torch.ops.tileattn.neighborhood_backward.default
+#: Of the CUDA kernels' head dims.
+CUDA_HEAD_DIM = 128
 #: Positions of the forward's arguments that are tensors.
 _TENSORS = 5
 
@@ -51,30 +55,46 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:_TENSORS], *output)
-    ctx.options = inputs[_TENSORS:-1]
+    _transforms.save(ctx, *inputs[:_TENSORS], *output)
     ctx.mark_non_differentiable(*output[2:])
-    ctx.set_materialize_grads(False)
+    ctx.options = inputs[_TENSORS:-1]
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     inputs, kept = saved[:_TENSORS], saved[_TENSORS:]
-    rest = (None,) * (len(ctx.options) + 1)
-    if dout is None and dlse is None:
-        return (None,) * _TENSORS + rest
     if dout is None:
         dout = torch.zeros_like(kept[0])
-    found = _BACKWARD(dout, dlse, *inputs[:3], *kept, *inputs[3:], *ctx.options)
+    found = _transforms.call(_BACKWARD, dout, dlse, *inputs[:3], *kept, *inputs[3:], *ctx.options)
     wanted = zip(found, ctx.needs_input_grad, strict=False)
+    rest = (None,) * (len(ctx.options) + 1)
     return tuple(gradient if needed else None for gradient, needed in wanted) + rest
 
 
-torch.library.register_autograd(
-    "tileattn::neighborhood_forward", _backward, setup_context=_setup_context, lib=_ops._LIBRARY
-)
-torch.library.register_autograd(
-    "tileattn::neighborhood_backward", _ops._no_second_derivative, lib=_ops._LIBRARY
-)
-for _name in ("neighborhood_forward", "neighborhood_backward"):
-    torch.library.register_vmap(f"tileattn::{_name}", _ops._no_vmap, lib=_ops._LIBRARY)
+def _jvp(
+    ctx: Any,
+    dq: Tensor | None,
+    dk: Tensor | None,
+    dv: Tensor | None,
+    dextra_keys: Tensor | None,
+    dextra_values: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor | None, ...]:
+    q, k, v, extra_keys, extra_values = _transforms.primals(ctx)[:_TENSORS]
+    scale = ctx.options[-2]
+
+    def forward(q: Tensor, keys: Pair, values: Pair) -> Any:
+        return _FORWARD(q, keys[0], values[0], keys[1], values[1], *ctx.options, True)
+
+    def backward(dout: Tensor, q: Tensor, keys: Pair, values: Pair, *results: Tensor) -> Any:
+        tensors = (q, keys[0], values[0], *results, keys[1], values[1])
+        return _BACKWARD(dout, None, *tensors, *ctx.options)[0]
+
+    primals = q, (k, extra_keys), (v, extra_values)
+    tangents = dq, (dk, dextra_keys), (dv, dextra_values)
+    limit = CUDA_HEAD_DIM if q.is_cuda else _ops.MAX_HEAD_DIM
+    return *tangent(forward, backward, primals, tangents, scale, limit), None, None
+
+
+_transforms.register(_ops._LIBRARY, "neighborhood_forward", _setup_context, _backward, _jvp)
+_transforms.register_last(_ops._LIBRARY, "neighborhood_backward")

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tileattn import _transforms
 from tileattn._paths import library_path
+from tileattn._softmax_tangent import Pair, tangent
 
 _LIBRARY = torch.library.Library("tileattn", "FRAGMENT")
 
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, {state}Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
-    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, float scale, float softcap, int window_left, "
-    "int window_right, int sink_tokens, bool causal, bool deterministic"
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, float scale, float softcap, SymInt window_left, "
+    "SymInt window_right, SymInt sink_tokens, bool causal, bool deterministic"
 )
 #: What a forward of softmax attention returns, and its backward takes. The low parts are what
 #: rounding takes from out and lse; empty unless ``low_parts``, which gradients ask for.
@@ -33,7 +35,10 @@ SCHEMAS = (
 for _schema in SCHEMAS:
     _LIBRARY.define(_schema)
 
-_BACKWARD = torch.ops.tileattn.attention_backward
+_FORWARD = torch.ops.tileattn.attention_forward.default
+_BACKWARD = torch.ops.tileattn.attention_backward.default
+#: Of the kernels' head dims.
+MAX_HEAD_DIM = 256
 #: Positions of the forward's arguments that are tensors; the rest are plain numbers.
 _TENSORS = 8
 
@@ -56,14 +61,8 @@ LIBRARY_ERROR = load_library()
 
 def forward(op: Any, tensors: tuple[Tensor | None, ...], *options: Any) -> tuple[Tensor, Tensor]:
     """out and lse, with all that a gradient needs where one may be asked for."""
-    recording = torch.is_grad_enabled()
-    low_parts = recording and any(t is not None and t.requires_grad for t in tensors)
-    if recording or torch.compiler.is_compiling():
-        out, lse, _, _ = op(*tensors, *options, low_parts)
-        return out, lse
-    # Without gradients the Python autograd layer would only cost time, as much as a decode step.
-    with torch._C._AutoDispatchBelowAutograd():
-        out, lse, _, _ = op(*tensors, *options, low_parts)
+    low_parts = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    out, lse, _, _ = _transforms.call(op, *tensors, *options, low_parts)
     return out, lse
 
 
@@ -114,25 +113,22 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:_TENSORS], *output)
-    ctx.options = inputs[_TENSORS:-1]
+    _transforms.save(ctx, *inputs[:_TENSORS], *output)
     ctx.mark_non_differentiable(*output[2:])
-    ctx.set_materialize_grads(False)
+    ctx.options = inputs[_TENSORS:-1]
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Any, ...]:
     q, k, v, bias, slopes, sinks, cu_q, cu_k, out, lse, out_low, lse_low = ctx.saved_tensors
     need_bias, need_sinks = ctx.needs_input_grad[3], ctx.needs_input_grad[5]
     gradients: list[Tensor | None] = [None] * (_TENSORS + len(ctx.options) + 1)
-    if dout is None and dlse is None:
-        return tuple(gradients)
     if dout is None:
         dout = torch.zeros_like(out)
     if dlse is not None:  # may be NaN where lse is -inf, e.g. behind a difference of two lse
         dlse = dlse.masked_fill(lse == -torch.inf, 0.0)
     kept, given = (out, lse, out_low, lse_low), (bias, slopes, sinks, cu_q, cu_k)
-    dq, dk, dv, dbias, delta = _BACKWARD(
-        dout, dlse, q, k, v, *kept, *given, *ctx.options, need_bias
+    dq, dk, dv, dbias, delta = _transforms.call(
+        _BACKWARD, dout, dlse, q, k, v, *kept, *given, *ctx.options, need_bias
     )
     for n, gradient in enumerate((dq, dk, dv)):
         gradients[n] = gradient if ctx.needs_input_grad[n] else None
@@ -147,27 +143,40 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> t
     return tuple(gradients)
 
 
-torch.library.register_autograd(
-    "tileattn::attention_forward", _backward, setup_context=_setup_context, lib=_LIBRARY
-)
+def _jvp(
+    ctx: Any,
+    dq: Tensor | None,
+    dk: Tensor | None,
+    dv: Tensor | None,
+    dbias: Tensor | None,
+    dslopes: Tensor | None,
+    dsinks: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor | None, ...]:
+    saved = _transforms.primals(ctx)[: _TENSORS + 2]
+    q, k, v, bias, slopes, sinks, cu_q, cu_k, out, lse = saved
+    scale, softcap, *_ = ctx.options
+    for name, found in (("bias", dbias), ("alibi_slopes", dslopes)):
+        if found is not None:
+            _transforms.refuse_tangent(f"in {name}")
+    if softcap != 0 and not (dq is None and dk is None):
+        _transforms.refuse_tangent("in q and k with softcap")
+    rest = (bias, slopes, sinks, cu_q, cu_k, *ctx.options)
+
+    def forward(q: Tensor, keys: Pair, values: Pair) -> Any:
+        return _FORWARD(q, keys[0], values[0], *rest, True)
+
+    def backward(dout: Tensor, q: Tensor, keys: Pair, values: Pair, *results: Tensor) -> Any:
+        return _BACKWARD(dout, None, q, keys[0], values[0], *results, *rest, False)[0]
+
+    primals, tangents = (q, (k, None), (v, None)), (dq, (dk, None), (dv, None))
+    dout, dlse = tangent(forward, backward, primals, tangents, scale, MAX_HEAD_DIM)
+    if dsinks is not None:  # one more logit without a value
+        more = torch.exp(sinks - lse).masked_fill(lse == -torch.inf, 0.0) * dsinks
+        dlse = dlse + more
+        dout = dout - (more.unsqueeze(-1) * out).to(out.dtype)
+    return dout, dlse, None, None
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    raise NotImplementedError(
-        "tileattn's kernels have no second derivative; for double backward (create_graph=True), "
-        "call with backend='reference'."
-    )
-
-
-torch.library.register_autograd("tileattn::attention_backward", _no_second_derivative, lib=_LIBRARY)
-
-
-def _no_vmap(*_: Any) -> None:
-    raise NotImplementedError(
-        "tileattn's kernels have no torch.vmap rule; fold the mapped dimension into the batch, or "
-        "call with backend='reference'."
-    )
-
-
-for _name in ("attention_forward", "attention_backward"):
-    torch.library.register_vmap(f"tileattn::{_name}", _no_vmap, lib=_LIBRARY)
+_transforms.register(_LIBRARY, "attention_forward", _setup_context, _backward, _jvp)
+_transforms.register_last(_LIBRARY, "attention_backward")

@@ -15,12 +15,15 @@ are opaque to torch.compile.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tileattn import _transforms
+from tileattn._ops import _LIBRARY
 from tileattn.reference.precision import exact_dtype
 
 Ints = Sequence[int]
@@ -88,20 +91,28 @@ def _mask(held: Tensor | None, values: Tensor) -> Tensor:
     return values.masked_fill(~held.view(1, -1, *[1] * (values.dim() - 2)), 0.0)
 
 
-@torch.library.custom_op("tileattn::stencil_dot", mutates_args=())
-def dot(
-    q: Tensor,
-    k: Tensor,
-    scale: float,
-    grid: Ints,
-    window: Ints,
-    stride: Ints,
-    dilation: Ints,
-    causal: Ints,
-) -> Tensor:
-    """[B, tokens, Hq, slots] of q [B, tokens, Hq, D] and k [B, tokens, Hkv, D]."""
+_SPEC = (
+    "float scale, SymInt[] grid, SymInt[] window, SymInt[] stride, SymInt[] dilation, "
+    "SymInt[] causal"
+)
+SCHEMAS = (
+    f"stencil_dot(Tensor q, Tensor k, {_SPEC}) -> Tensor",
+    f"stencil_gather(Tensor weights, Tensor v, {_SPEC}) -> Tensor",
+    f"stencil_scatter(Tensor weights, Tensor x, SymInt heads_kv, {_SPEC}) -> Tensor",
+)
+for _schema in SCHEMAS:
+    _LIBRARY.define(_schema)
+
+#: [B, tokens, Hq, slots] of q [B, tokens, Hq, D] and k [B, tokens, Hkv, D].
+dot = torch.ops.tileattn.stencil_dot.default
+#: [B, tokens, Hq, Dv] of weights [B, tokens, Hq, slots] and v [B, tokens, Hkv, Dv].
+gather = torch.ops.tileattn.stencil_gather.default
+#: [B, tokens, Hkv, D] of weights [B, tokens, Hq, slots], x [B, tokens, Hq, D] and heads_kv.
+scatter = torch.ops.tileattn.stencil_scatter.default
+
+
+def _dot(q: Tensor, k: Tensor, scale: float, grid: Ints, *spec: Ints) -> Tensor:
     wide_q, wide_k = _wide(q, k.shape[2]), _wide(k, k.shape[2])
-    spec = (window, stride, dilation, causal)
     found = [
         _mask(held, (wide_q * wide_k[:, key]).sum(-1)).flatten(2)
         for _, key, held in slots(grid, spec, q.device)
@@ -109,93 +120,83 @@ def dot(
     return (scale * torch.stack(found, -1)).to(q.dtype)
 
 
-@torch.library.custom_op("tileattn::stencil_gather", mutates_args=())
-def gather(
-    weights: Tensor,
-    v: Tensor,
-    scale: float,
-    grid: Ints,
-    window: Ints,
-    stride: Ints,
-    dilation: Ints,
-    causal: Ints,
-) -> Tensor:
-    """[B, tokens, Hq, Dv] of weights [B, tokens, Hq, slots] and v [B, tokens, Hkv, Dv]."""
+def _gather(weights: Tensor, v: Tensor, scale: float, grid: Ints, *spec: Ints) -> Tensor:
     wide_w, wide_v = _wide(weights, v.shape[2]), _wide(v, v.shape[2])
     out = wide_v.new_zeros(*wide_w.shape[:-1], v.shape[-1])
-    for n, key, held in slots(grid, (window, stride, dilation, causal), v.device):
+    for n, key, held in slots(grid, spec, v.device):
         out += _mask(held, wide_w[..., n, None]) * wide_v[:, key]
     return (scale * out).flatten(2, 3).to(v.dtype)
 
 
-@torch.library.custom_op("tileattn::stencil_scatter", mutates_args=())
-def scatter(
-    weights: Tensor,
-    x: Tensor,
-    heads_kv: int,
-    scale: float,
-    grid: Ints,
-    window: Ints,
-    stride: Ints,
-    dilation: Ints,
-    causal: Ints,
+def _scatter(
+    weights: Tensor, x: Tensor, heads_kv: int, scale: float, grid: Ints, *spec: Ints
 ) -> Tensor:
-    """[B, tokens, Hkv, D] of weights [B, tokens, Hq, slots] and x [B, tokens, Hq, D]."""
     wide_w, wide_x = _wide(weights, heads_kv), _wide(x, heads_kv)
     out = wide_x.new_zeros(*x.shape[:2], heads_kv, x.shape[-1])
-    for n, key, held in slots(grid, (window, stride, dilation, causal), x.device):
+    for n, key, held in slots(grid, spec, x.device):
         out.index_add_(1, key, (_mask(held, wide_w[..., n, None]) * wide_x).sum(3))
     return (scale * out).to(x.dtype)
 
 
-def _slots(window: Ints) -> int:
-    count = 1
-    for n in window:
-        count *= n
-    return count
+def _fake_dot(q: Tensor, k: Tensor, scale: float, grid: Ints, window: Ints, *_: Any) -> Tensor:
+    return q.new_empty(*q.shape[:3], math.prod(window))
 
 
-@dot.register_fake
-def _(q: Tensor, k: Tensor, scale: float, grid: Ints, window: Ints, *_: Any) -> Tensor:
-    return q.new_empty(*q.shape[:3], _slots(window))
-
-
-@gather.register_fake
-def _(weights: Tensor, v: Tensor, *_: Any) -> Tensor:
+def _fake_gather(weights: Tensor, v: Tensor, *_: Any) -> Tensor:
     return v.new_empty(*weights.shape[:3], v.shape[-1])
 
 
-@scatter.register_fake
-def _(weights: Tensor, x: Tensor, heads_kv: int, *_: Any) -> Tensor:
+def _fake_scatter(weights: Tensor, x: Tensor, heads_kv: int, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:2], heads_kv, x.shape[-1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.options = inputs[-6:]  # scale, grid, window, stride, dilation, causal
+    _transforms.save(ctx, *inputs[:2])
+    ctx.options = inputs[2:]
 
 
 def _dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k = ctx.saved_tensors
-    dq = gather(grad, k, *ctx.options) if ctx.needs_input_grad[0] else None
-    dk = scatter(grad, q, k.shape[2], *ctx.options) if ctx.needs_input_grad[1] else None
-    return dq, dk, *(None,) * 6
+    spec = ctx.options
+    dq = gather(grad, k, *spec) if ctx.needs_input_grad[0] else None
+    dk = scatter(grad, q, k.shape[2], *spec) if ctx.needs_input_grad[1] else None
+    return dq, dk, *(None,) * len(spec)
 
 
 def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, v = ctx.saved_tensors
-    dw = dot(grad, v, *ctx.options).to(weights.dtype) if ctx.needs_input_grad[0] else None
-    dv = scatter(weights, grad, v.shape[2], *ctx.options) if ctx.needs_input_grad[1] else None
-    return dw, dv, *(None,) * 6
+    spec = ctx.options
+    dw = dot(grad, v, *spec).to(weights.dtype) if ctx.needs_input_grad[0] else None
+    dv = scatter(weights, grad, v.shape[2], *spec) if ctx.needs_input_grad[1] else None
+    return dw, dv, *(None,) * len(spec)
 
 
 def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, x = ctx.saved_tensors
-    dw = dot(x, grad, *ctx.options).to(weights.dtype) if ctx.needs_input_grad[0] else None
-    dx = gather(weights, grad, *ctx.options) if ctx.needs_input_grad[1] else None
-    return dw, dx, *(None,) * 7
+    _, *spec = ctx.options
+    dw = dot(x, grad, *spec).to(weights.dtype) if ctx.needs_input_grad[0] else None
+    dx = gather(weights, grad, *spec) if ctx.needs_input_grad[1] else None
+    return dw, dx, *(None,) * len(ctx.options)
 
 
-dot.register_autograd(_dot_backward, setup_context=_save)
-gather.register_autograd(_gather_backward, setup_context=_save)
-scatter.register_autograd(_scatter_backward, setup_context=_save)
+def _jvp_of(op: Any) -> Any:
+    """Each of the three is linear in both of its tensors."""
+
+    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, *_: Any) -> Any:
+        a, b = _transforms.primals(ctx)
+        pairs = ((da, b), (a, db))
+        parts = [op(x, y, *ctx.options) for x, y in pairs if x is not None and y is not None]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    return jvp
+
+
+for _op, _kernel, _fake, _backward in (
+    (dot, _dot, _fake_dot, _dot_backward),
+    (gather, _gather, _fake_gather, _gather_backward),
+    (scatter, _scatter, _fake_scatter, _scatter_backward),
+):
+    _name = _op._schema.name.removeprefix("tileattn::")
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(_op, _fake, lib=_LIBRARY)
+    _transforms.register(_LIBRARY, _name, _save, _backward, _jvp_of(_op))

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tileattn import _ops
+from tileattn import _neighborhood_ops, _ops
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = _ops.MAX_HEAD_DIM
 #: Of neighborhood attention on CUDA.
-CUDA_GRID_HEAD_DIM = 128
+CUDA_GRID_HEAD_DIM = _neighborhood_ops.CUDA_HEAD_DIM
 MAX_CUDA_LINEAR_DIM = 128
 #: Of q and k, with taylor2 inside of the kernel.
 MAX_CUDA_TAYLOR2_DIM = 16

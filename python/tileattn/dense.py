@@ -15,7 +15,7 @@ from tileattn.backend import resolve_backend
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_FORWARD = torch.ops.tileattn.attention_forward
+_FORWARD = torch.ops.tileattn.attention_forward.default
 _DTYPE_FEATURE = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
@@ -146,7 +146,6 @@ def attention(
         )
     else:
         _require_kernel(chosen, q, v)
-        _refuse_functional_transforms(q, k, v, bias, sinks)
         tensors = (q, k, v, bias, alibi_slopes, _float32(sinks), cu_seqlens_q, cu_seqlens_k)
         options = (scale, softcap, left, right, sink_tokens, causal, deterministic)
         out, lse = _ops.forward(_FORWARD, tensors, *options)
@@ -243,17 +242,6 @@ def _require_kernel(backend: str, q: Tensor, v: Tensor) -> None:
                 "(backend='reference' takes any)"
             )
     capabilities.require(backend, _DTYPE_FEATURE[q.dtype], f"q of dtype {q.dtype}")
-
-
-def _refuse_functional_transforms(*tensors: Tensor | None) -> None:
-    """torch's own message for a gradient inside torch.func would not say what to do."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return
-    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        raise NotImplementedError(
-            "tileattn's kernels have no gradient under torch.func transforms (grad, vmap, ...); "
-            "use torch.autograd, or call with backend='reference'."
-        )
 
 
 def _float32(tensor: Tensor | None) -> Tensor | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 
-from tileattn import _checks, capabilities, reference
+from tileattn import _checks, _transforms, capabilities, reference
 from tileattn._linear_checks import State, check_decay, check_inputs, check_state
 from tileattn._linear_ops import FEATURE_MAPS, feature_dim
 from tileattn.backend import resolve_backend
 from tileattn.capabilities import HEAD_DIM_STEP, MAX_CUDA_LINEAR_DIM, MAX_CUDA_TAYLOR2_DIM
-from tileattn.dense import _DTYPE_FEATURE, _autocast, _refuse_functional_transforms
+from tileattn.dense import _DTYPE_FEATURE, _autocast
 from tileattn.feature_maps import FeatureMap, feature_map_of
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["linear_attention", "segment_state"]
 
 MAX_LINEAR_DIM = 1024
-_FORWARD = torch.ops.tileattn.linear_attention_forward
-_SEGMENT_STATE = torch.ops.tileattn.segment_state
+_FORWARD = torch.ops.tileattn.linear_attention_forward.default
+_SEGMENT_STATE = torch.ops.tileattn.segment_state.default
 
 
 class Options(TypedDict, total=False):
@@ -138,9 +138,9 @@ def linear_attention(
         )
     _require_kernel(chosen, k, v, fused)
     log_decay = None if log_decay is None else log_decay.float()
-    _refuse_functional_transforms(q, k, v, log_decay, s, z)
     inputs = (q, k, v, log_decay, s, z, cu_seqlens, scale, causal, normalize, fused)
-    out, _, last_s, last_z = _call(_FORWARD, *inputs)
+    out: Tensor
+    out, _, last_s, last_z = _transforms.call(_FORWARD, *inputs)
     if not return_final_state:
         return out
     return out, ((last_s, last_z) if normalize else last_s)
@@ -210,9 +210,8 @@ def segment_state(
         return state
     _require_kernel(chosen, k, v, fused)
     log_decay = None if log_decay is None else log_decay.float()
-    _refuse_functional_transforms(k, v, log_decay, s, z)
     inputs = (k, v, log_decay, s, z, cu_seqlens, heads, normalize, fused)
-    last_s, last_z = _call(_SEGMENT_STATE, *inputs)
+    last_s, last_z = _transforms.call(_SEGMENT_STATE, *inputs)
     return (last_s, last_z) if normalize else last_s
 
 
@@ -265,11 +264,3 @@ def _require_kernel(backend: str, k: Tensor, v: Tensor, fused: int) -> None:
                 backend, "linear attention, any head dim", f"{name} of head_dim {size}"
             )
     capabilities.require(backend, _DTYPE_FEATURE[k.dtype], f"tensors of dtype {k.dtype}")
-
-
-def _call(op: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return tuple(op(*arguments))
-    # Without gradients the Python autograd layer would only cost time.
-    with torch._C._AutoDispatchBelowAutograd():
-        return tuple(op(*arguments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tileattn import _checks, _linear_ops, reference
+from tileattn import _checks, _linear_ops, _transforms, reference
 from tileattn._linear_checks import State, check_decay, check_state
 from tileattn.backend import resolve_backend
 from tileattn.feature_maps import FeatureMap
@@ -14,7 +14,7 @@ from tileattn.linear import _prepare, _require_kernel
 __all__ = ["linear_attention_step"]
 del _linear_ops  # imported to define the ops
 
-_STEP = torch.ops.tileattn.linear_attention_step
+_STEP = torch.ops.tileattn.linear_attention_step.default
 
 
 def linear_attention_step(
@@ -32,7 +32,8 @@ def linear_attention_step(
     """One token of each sequence: updates its state in place and reads it.
 
     S <- exp(log_decay) S + k v^T, then out = scale * q^T S; with z as in
-    :func:`tileattn.linear_attention`, where S is in a pair (S, z). No gradients.
+    :func:`tileattn.linear_attention`, where S is in a pair (S, z). It has no gradient: a backward
+    through out raises NotImplementedError (with backend "reference", out requires none).
 
     Args:
         q: [B, Hq, Dk]; k: [B, Hkv, Dk]; v: [B, Hkv, Dv]; dtypes as in ``linear_attention``.
@@ -51,26 +52,25 @@ def linear_attention_step(
 
     Source: Katharopoulos et al., Transformers are RNNs (2020), eqs. 18-20.
     """
-    with torch.no_grad():
-        q, k, v = _prepare(q, k, v, feature_map)
-        for name, tensor in (("q", q), ("k", k), ("v", v)):
-            _checks.require_tensor(name, tensor)
-            if tensor.dim() != 3:
-                raise ValueError(
-                    f"{name} is {_checks.describe(tensor)}; its layout must be "
-                    "[batch, heads, head_dim]"
-                )
-        _checks.check_qkv(q[:, None], k[:, None], v[:, None], packed=False)
-        scale = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
-        s, z = _check_pool(state, q, v, slots)
-        if log_decay is not None:
-            log_decay = _check_decay(log_decay, q)
-        chosen = resolve_backend(backend, q.device)
-        if chosen == "reference":
-            return _reference(q, k, v, s, z, log_decay, slots, scale)
-        _require_kernel(chosen, k, v, fused=0)
-        out: Tensor = _STEP(q, k, v, s, z, log_decay, slots, scale)
-        return out
+    q, k, v = _prepare(q, k, v, feature_map)
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _checks.require_tensor(name, tensor)
+        if tensor.dim() != 3:
+            raise ValueError(
+                f"{name} is {_checks.describe(tensor)}; its layout must be [batch, heads, head_dim]"
+            )
+    _checks.check_qkv(q[:, None], k[:, None], v[:, None], packed=False)
+    scale = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
+    s, z = _check_pool(state, q, v, slots)
+    if log_decay is not None:
+        log_decay = _check_decay(log_decay, q)
+    chosen = resolve_backend(backend, q.device)
+    if chosen == "reference":
+        return _reference(q, k, v, s, z, log_decay, slots, scale)
+    _require_kernel(chosen, k, v, fused=0)
+    changed = (s,) if z is None else (s, z)
+    out: Tensor = _transforms.call_in_place(_STEP, changed, q, k, v, s, z, log_decay, slots, scale)
+    return out
 
 
 def _check_pool(
@@ -108,6 +108,7 @@ def _check_decay(log_decay: Tensor, q: Tensor) -> Tensor:
     return log_decay.float()
 
 
+@torch.no_grad()
 def _reference(
     q: Tensor,
     k: Tensor,

@@ -7,13 +7,13 @@ grows with the number of keys, not with its square; the backward computes each b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tileattn import _checks
+from tileattn._local_linear_ops import corrected, fitted
 from tileattn._precision import autocast
 from tileattn.reference.precision import exact_dtype, no_autocast
 
@@ -58,11 +58,8 @@ def local_linear_attention(
     iterations = _checks.check_int("iterations", iterations)
 
     def attend(p: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with torch.no_grad():
-            rho = _solve(p, q, k, _residual(p, q, k, torch.zeros_like(q), ridge), ridge, iterations)
-        residual = _residual(p, q, k, rho, ridge)
-        rho = _Solution.apply(residual, rho, p, q, k, ridge, iterations)
-        c = _corrected(p, q, k, rho)
+        rho = fitted(p, q, k, ridge, iterations)
+        c = corrected(p, q, k, rho)
         return c @ v / c.sum(-1, keepdim=True)
 
     return _by_blocks(attend, q, (q,), k, v, causal, scale)
@@ -138,72 +135,11 @@ def _by_blocks(
     with no_autocast(q.device):
         for first in range(0, q.shape[1], _BLOCK):
             parts = [t[:, :, first : first + _BLOCK] for t in rows]
-            if torch.is_grad_enabled():
+            # torch.func knows no tensors that are saved as something else.
+            if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
                 out = checkpoint(block, first, *parts, k, v, use_reentrant=False)
             else:
                 out = block(first, *parts, k, v)
             outs.append(out)
         out = torch.cat(outs, 2) if outs else v.new_zeros((*rows[0].shape[:-1], v.shape[-1]))
     return out.transpose(1, 2).to(q.dtype)
-
-
-def _corrected(p: Tensor, q: Tensor, k: Tensor, rho: Tensor) -> Tensor:
-    """c_j = p_j (1 - rho . (k_j - q)), [..., queries, keys]."""
-    return p * (1 + (rho * q).sum(-1, keepdim=True) - rho @ k.mT)
-
-
-def _residual(p: Tensor, q: Tensor, k: Tensor, rho: Tensor, ridge: float) -> Tensor:
-    """sum of p z - (sum of p z z^T + ridge I) rho = sum of c_j z_j - ridge rho."""
-    c = _corrected(p, q, k, rho)
-    return c @ k - c.sum(-1, keepdim=True) * q - ridge * rho
-
-
-def _product(p: Tensor, q: Tensor, k: Tensor, x: Tensor, ridge: float) -> Tensor:
-    """(sum of p z z^T + ridge I) x: one product with the keys for z . x, one to add up."""
-    weights = p * (x @ k.mT - (x * q).sum(-1, keepdim=True))
-    return weights @ k - weights.sum(-1, keepdim=True) * q + ridge * x
-
-
-def _solve(p: Tensor, q: Tensor, k: Tensor, right: Tensor, ridge: float, iterations: int) -> Tensor:
-    """Conjugate gradients from 0, for every query at once; rows that are solved stand still."""
-
-    def divided(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(b > 0, a / b, torch.zeros_like(a))
-
-    x, residual, direction = torch.zeros_like(right), right, right
-    size = residual.square().sum(-1, keepdim=True)
-    for _ in range(iterations):
-        image = _product(p, q, k, direction, ridge)
-        step = divided(size, (direction * image).sum(-1, keepdim=True))
-        x = x + step * direction
-        residual = residual - step * image
-        last, size = size, residual.square().sum(-1, keepdim=True)
-        direction = residual + divided(size, last) * direction
-    return x
-
-
-class _Solution(torch.autograd.Function):
-    """rho, whose derivative is that of the equation it solves: d rho = matrix^-1 d residual."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        residual: Tensor,
-        rho: Tensor,
-        p: Tensor,
-        q: Tensor,
-        k: Tensor,
-        ridge: float,
-        iterations: int,
-    ) -> Tensor:
-        del residual
-        ctx.save_for_backward(p, q, k)
-        ctx.ridge, ctx.iterations = ridge, iterations
-        return rho.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        p, q, k = ctx.saved_tensors
-        solved = _solve(p, q, k, gradient, ctx.ridge, ctx.iterations)
-        return (solved, *(None,) * 6)

@@ -20,12 +20,12 @@ from tileattn._neighborhood_checks import (
 )
 from tileattn._precision import autocast
 from tileattn.backend import resolve_backend
-from tileattn.dense import _autocast, _refuse_functional_transforms, _require_kernel
+from tileattn.dense import _autocast, _require_kernel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_FORWARD = torch.ops.tileattn.neighborhood_forward
+_FORWARD = torch.ops.tileattn.neighborhood_forward.default
 _BORDERS = ("cut", "zeros")
 
 __all__ = ["halo_attention", "neighborhood_attention", "windowed_attention"]
@@ -271,6 +271,5 @@ def _attend(
     if dim > limit:
         feature = f"neighborhood attention, head dims above {limit}"
         capabilities.require(chosen, feature, f"neighborhood attention with head dim {dim}")
-    _refuse_functional_transforms(q, k, v, extra_keys, extra_values)
     tensors = (q, k, v, extra_keys, extra_values)
     return _ops.forward(_FORWARD, tensors, *spec, factor, deterministic)
