@@ -43,8 +43,9 @@ def tokens(names: str = "q k v", length: int = TOKENS, gain: float = 1.0) -> dic
     }
 
 
+@torch.no_grad()
 def step(**inputs: Tensor) -> Tensor:
-    """The last token, read from the state of the others."""
+    """The last token, read from the state of the others; it has no gradient."""
     before = {name: x[:, :-1] for name, x in inputs.items() if name != "q"}
     state = tileattn.segment_state(**before, feature_map="elu1", normalize=True)
     last = {name: x[:, -1] for name, x in inputs.items()}
