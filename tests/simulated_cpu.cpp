@@ -102,7 +102,9 @@ void add_shared(Memory& memory, const AttentionProblem& p) {
 void add_all(Memory& memory, const AttentionForward& p) {
   add_shared(memory, p);
   add_tokens(memory, p, p.out, p.len_q, p.heads_q, p.dim_v);
-  memory.add_array(p.lse, entries(p) * p.len_q * p.heads_q);
+  for (const float* rows : {p.lse, p.lse_low})
+    memory.add_array(rows, entries(p) * p.len_q * p.heads_q);
+  memory.add_array(p.out_low, entries(p) * p.len_q * p.heads_q * p.dim_v);
 }
 
 void add_all(Memory& memory, const AttentionBackward& p) {
@@ -114,7 +116,8 @@ void add_all(Memory& memory, const AttentionBackward& p) {
   add_tokens(memory, p, p.dv, p.len_k, p.heads_kv, p.dim_v);
   memory.add(p.dextra_k, p.dtype, p.batch, p.extra_keys, p.heads_kv, p.dim);
   memory.add(p.dextra_v, p.dtype, p.batch, p.extra_keys, p.heads_kv, p.dim_v);
-  for (const float* rows : {p.lse, p.dlse, static_cast<const float*>(p.delta)})
+  memory.add_array(p.out_low, entries(p) * p.len_q * p.heads_q * p.dim_v);
+  for (const float* rows : {p.lse, p.lse_low, p.dlse, static_cast<const float*>(p.delta)})
     memory.add_array(rows, entries(p) * p.len_q * p.heads_q);
   add_bias(memory, p.dbias, p);
 }

@@ -19,12 +19,6 @@ from tileattn import attention, neighborhood_attention, reference
 from tileattn.reference.dense import _scores
 
 
-@pytest.fixture
-def device() -> str:
-    """The CUDA kernels do not keep low parts."""
-    return "cpu"
-
-
 def as_sdpa(**given: Any) -> Any:
     """The reference; in 16 bits it computes in float32, as torch's SDPA does, but for the gradient
     of the scores.
@@ -172,6 +166,7 @@ def test_large_products(name: str, size: float, dtype: torch.dtype, device: str)
 
 @pytest.mark.parametrize("size", [2048.0, 16384.0])
 @pytest.mark.parametrize("scale", [None, -0.3])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "simulated"], indirect=True)
 def test_large_products_on_a_grid(
     scale: float | None, size: float, dtype: torch.dtype, device: str
 ) -> None:
@@ -209,6 +204,7 @@ def test_saturated_rows_with_split_keys(dtype: torch.dtype, device: str) -> None
     check(tensors | {"q": tensors["q"] * 50}, {}, saturated=True)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "simulated"], indirect=True)
 def test_saturated_rows_on_a_grid(dtype: torch.dtype, device: str) -> None:
     options, truth = {"window": (5, 7)}, reference.neighborhood_attention
     tensors = GridCase((9, 14), options, extra=3).tensors(dtype, device)

@@ -12,13 +12,13 @@ struct LowParts {
 };
 
 /// Those that `problem` is to write beside its out and lse: none unless they are wanted, and out's
-/// only where it is rounded. CUDA kernels write none: they are 0.
-inline LowParts new_low_parts(const Tensor& out, const Tensor& lse, bool wanted,
+/// only where it is rounded. `zeroed`: as in new_result().
+inline LowParts new_low_parts(const Tensor& out, const Tensor& lse, bool wanted, bool zeroed,
                               AttentionForward& problem) {
   const bool out_wanted = wanted && out.scalar_type() != ScalarType::Float;
   auto sizes = [](const Tensor& like, bool wanted) { return wanted ? sizes_of(like) : Sizes{0}; };
-  LowParts low{new_result(out, sizes(out, out_wanted), ScalarType::Char, true),
-               new_result(lse, sizes(lse, wanted), ScalarType::Float, true)};
+  LowParts low{new_result(out, sizes(out, out_wanted), ScalarType::Char, zeroed),
+               new_result(lse, sizes(lse, wanted), ScalarType::Float, zeroed)};
   if (out_wanted) problem.out_low = static_cast<std::int8_t*>(low.out.data_ptr());
   if (wanted) problem.lse_low = static_cast<float*>(low.lse.data_ptr());
   return low;

@@ -174,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> neighborhood_forward(
   describe(in, problem);
   problem.out = grid_ref(out);
   problem.lse = static_cast<float*>(lse.data_ptr());
-  LowParts low = new_low_parts(out, lse, low_parts, problem);
+  LowParts low = new_low_parts(out, lse, low_parts, false, problem);
   if (out.numel() > 0) run(problem, q);
   return {out, lse, low.out, low.lse};
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "backward_config.cuh"
+#include "tileattn/low_part.h"
 
 namespace tileattn::cuda {
 
@@ -31,9 +32,14 @@ __global__ void __launch_bounds__(kDeltaWarps * 32)
   float sum = 0.0f;
   for (int column = lane * 8; column < problem.dim_v; column += 32 * 8) {
     auto out8 = *reinterpret_cast<const cutlass::AlignedArray<Element, 8>*>(out + column);
+    cutlass::AlignedArray<std::int8_t, 8> low8{};
+    if (problem.out_low)
+      low8 = *reinterpret_cast<const cutlass::AlignedArray<std::int8_t, 8>*>(
+          problem.out_low + row * problem.dim_v + column);
     auto dout8 = *reinterpret_cast<const cutlass::AlignedArray<Element, 8>*>(dout + column);
     CUTE_UNROLL
-    for (int n = 0; n < 8; ++n) sum += float(out8[n]) * float(dout8[n]);
+    for (int n = 0; n < 8; ++n)
+      sum += with_low_part(float(out8[n]), low8[n], problem.dtype) * float(dout8[n]);
   }
   CUTE_UNROLL
   for (int distance = 16; distance > 0; distance /= 2)

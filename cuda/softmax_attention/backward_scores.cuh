@@ -7,7 +7,7 @@
 #pragma once
 
 #include "backward_config.cuh"
-#include "scores.cuh"
+#include "row_sum.cuh"
 
 namespace tileattn::cuda {
 
@@ -24,6 +24,7 @@ CUTE_DEVICE auto score_product() {
 template <class Config>
 struct SharedRowStats {
   float lse[Config::kQueries];
+  float lse_low[Config::kQueries];
   float delta[Config::kQueries];
 
   /// Starts copying; a row that is no token sees nothing.
@@ -37,29 +38,38 @@ struct SharedRowStats {
       auto* at = from[row];
       SM80_CP_ASYNC_CACHEALWAYS<float>::copy(*at, lse[row]);
       SM80_CP_ASYNC_CACHEALWAYS<float>::copy(problem.delta[at - problem.lse], delta[row]);
+      if (problem.lse_low)
+        SM80_CP_ASYNC_CACHEALWAYS<float>::copy(problem.lse_low[at - problem.lse], lse_low[row]);
+      else lse_low[row] = 0.0f;
     } else {
       lse[row] = -INFINITY;
     }
   }
 };
 
-/// Those of this thread's rows.
-template <class Config>
-struct RowStats {
-  static constexpr int kRows = decltype(size<0>(score_coordinates<Config>(0)))::value;
-  float lse_log2[kRows];  // +inf, which makes P zero, for rows that see nothing
-  float delta[kRows];
+struct RowStat {
+  TwoFloats lse;  // as logit_of(); +inf, which makes P zero, for a row that sees nothing
+  float delta;
+};
 
-  CUTE_DEVICE explicit RowStats(const SharedRowStats<Config>& shared) {
-    auto coordinates = score_coordinates<Config>(fresh_thread_index());
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      int row = get<0>(coordinates(r, 0));
-      bool sees = shared.lse[row] != -INFINITY;
-      lse_log2[r] = sees ? shared.lse[row] * kLog2E : INFINITY;
-      delta[r] = sees ? shared.delta[row] : 0.0f;
-    }
+/// Those of this thread's rows, each read when it is asked for: registers are short.
+template <class Config>
+class RowStats {
+ public:
+  static constexpr int kRows = decltype(size<0>(score_coordinates<Config>(0)))::value;
+
+  CUTE_DEVICE RowStats(const SharedRowStats<Config>& shared, bool natural)
+      : shared_(shared), natural_(natural) {}
+
+  CUTE_DEVICE RowStat operator[](int r) const {
+    int row = get<0>(score_coordinates<Config>(fresh_thread_index())(r, 0));
+    if (shared_.lse[row] == -INFINITY) return {{INFINITY, 0.0f}, 0.0f};
+    return {logit_of({shared_.lse[row], shared_.lse_low[row]}, natural_), shared_.delta[row]};
   }
+
+ private:
+  const SharedRowStats<Config>& shared_;
+  bool natural_;
 };
 
 /// In place: scores becomes P, dp becomes dS, where the score is just scale * q.k.
@@ -71,12 +81,13 @@ CUTE_DEVICE void plain_gradient(Matrix&& scores, Matrix&& dp, const RowStats<Con
   CUTE_UNROLL
   for (int r = 0; r < size<0>(scores); ++r) {
     auto seen = seen_in_row(r);
+    const RowStat stat = stats[r];
     CUTE_UNROLL
     for (int c = 0; c < size<1>(scores); ++c) {
-      float p = exp2_approx(fmaf(scores(r, c), scale_log2, -stats.lse_log2[r]));
+      float p = exp2_approx(fmaf(scores(r, c), scale_log2, -stat.lse.high) - stat.lse.low);
       p = seen(c) ? p : 0.0f;
       scores(r, c) = p;
-      dp(r, c) = p * (dp(r, c) - stats.delta[r]);
+      dp(r, c) = p * (dp(r, c) - stat.delta);
     }
   }
 }
@@ -123,7 +134,7 @@ class ScoreGradient {
   template <class Product>
   CUTE_DEVICE void operator()(Product& scores, Product& dp, const SharedRowStats<Config>& rows,
                               int query_tile, int key_tile) {
-    RowStats<Config> stats(rows);
+    RowStats<Config> stats(rows, scores_.modified());
     bool full = pattern_.cover(query_tile, key_tile, Config::kTiling) == Cover::kFull;
     if (full && !scores_.modified())
       plain_gradient(by_rows(scores), by_rows(dp), stats, problem_.scale, AllSeen{});
@@ -149,6 +160,10 @@ class ScoreGradient {
   template <class Matrix>
   CUTE_DEVICE void general(Matrix&& scores, Matrix&& dp, const RowStats<Config>& stats,
                            int query_tile, int key_tile) {
+    const float scale_log2 = problem_.scale * kLog2E;
+    RowStat stat[RowStats<Config>::kRows];
+    CUTE_UNROLL
+    for (int r = 0; r < size<0>(scores); ++r) stat[r] = stats[r];
     CUTE_UNROLL
     for (int c = 0; c < size<1>(scores); ++c) {
       auto coordinates =
@@ -160,9 +175,13 @@ class ScoreGradient {
         int query = query_tile * Config::kQueries + get<0>(coordinates(r, 0));
         float p = 0.0f, gradient = 0.0f, slope = 1.0f;
         if (query < sequence_.len_q && pattern_.visible(query, key)) {
-          float score = scores_(scores(r, c), query, key, slope);
-          p = exp2_approx(fmaf(score, kLog2E, -stats.lse_log2[r]));
-          gradient = p * (dp(r, c) - stats.delta[r]);
+          const TwoFloats lse = stat[r].lse;
+          float logit;
+          if (scores_.modified())
+            logit = (scores_(scores(r, c), query, key, slope) - lse.high) * kLog2E;
+          else logit = fmaf(scores(r, c), scale_log2, -lse.high);
+          p = exp2_approx(logit - lse.low);
+          gradient = p * (dp(r, c) - stat[r].delta);
           if (column_sums_ && problem_.dbias.query_stride != 0)
             atomicAdd(dbias_at(query, key), gradient);
         }

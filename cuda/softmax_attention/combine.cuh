@@ -21,24 +21,33 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
   std::int64_t token = row / problem.heads_q;
   if (problem.cu_seqlens_q && token >= problem.cu_seqlens_q[problem.batch]) return;
 
+  const bool natural = natural_logits(problem);
   float top = -INFINITY;
-  for (int s = 0; s < parts.splits; ++s) top = fmaxf(top, parts.lse[s * rows + row]);
+  for (int s = 0; s < parts.splits; ++s) top = fmaxf(top, parts.max[s * rows + row]);
   float base = top == -INFINITY ? 0.0f : top, sum = 0.0f;
-  for (int s = 0; s < parts.splits; ++s)
-    sum += exp2_approx((parts.lse[s * rows + row] - base) * kLog2E);
+  auto weight_of = [&](int s) {
+    return parts.sum[s * rows + row] * exp_of_logit(parts.max[s * rows + row] - base, natural);
+  };
+  for (int s = 0; s < parts.splits; ++s) sum += weight_of(s);
   float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
   int lane = threadIdx.x % 32;
-  if (lane == 0) problem.lse[row] = sum == 0.0f ? -INFINITY : base + logf(sum);
+  if (lane == 0) {
+    TwoFloats lse = lse_of(top, sum, natural);
+    problem.lse[row] = lse.high;
+    if (problem.lse_low) problem.lse_low[row] = lse.low;
+  }
 
   int entry = int(token / problem.len_q);
   Element* out = token_pointer<Element>(problem, problem.out, entry, token % problem.len_q, head);
   for (int column = lane; column < problem.dim_v; column += 32) {
     float value = 0.0f;
-    for (int s = 0; s < parts.splits; ++s) {
-      float weight = exp2_approx((parts.lse[s * rows + row] - base) * kLog2E) * inverse;
-      value += weight * parts.out[(s * rows + row) * problem.dim_v + column];
-    }
+    for (int s = 0; s < parts.splits; ++s)
+      value += weight_of(s) * parts.out[(s * rows + row) * problem.dim_v + column];
+    value *= inverse;
     out[column] = Element(value);
+    if (problem.out_low)
+      problem.out_low[row * problem.dim_v + column] =
+          low_part(value, float(out[column]), problem.dtype);
   }
 }
 

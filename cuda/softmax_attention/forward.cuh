@@ -38,19 +38,24 @@ __global__ void __launch_bounds__(Config::kThreads)
                                     Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
   clear(out);
   constexpr int kRows = decltype(size<0>(by_rows(out)))::value;
-  OnlineSoftmax<kRows> softmax(problem.sinks && split == 0 ? problem.sinks[head] : -INFINITY);
+  OnlineSoftmax<kRows> softmax(problem.sinks && split == 0 ? problem.sinks[head] : -INFINITY,
+                               mainloop.natural());
   mainloop.run(shared, walk, begin, end, out, softmax);
   softmax.finish(by_rows(out));
 
   const Partials& parts = params.partials;
   if (parts.out) {
     std::int64_t first = split * rows_of(problem);
-    store_lse<Config>(tiles.result_rows(parts.lse + first, 1, tiles.own(), head), softmax);
+    Partials own{nullptr, parts.max + first, parts.sum + first};
+    store_sums<Config>(own, tiles.result_rows(own.max, 1, tiles.own(), head), softmax);
     store_part<Config>(
         tiles.result_rows(parts.out + first * problem.dim_v, problem.dim_v, tiles.own(), head),
         problem.dim_v, out);
   } else {
-    store_lse<Config>(tiles.result_rows(problem.lse, 1, tiles.own(), head), softmax);
+    store_lse<Config>(problem, tiles.result_rows(problem.lse, 1, tiles.own(), head), softmax);
+    if (problem.out_low)
+      store_low_parts<Config>(
+          problem, tiles.result_rows(problem.out_low, problem.dim_v, tiles.own(), head), out);
     mainloop.store(shared, out);
   }
 }
@@ -66,7 +71,7 @@ struct ForwardLaunch {
   template <class Pattern>
   static std::size_t workspace(const AttentionForward& problem) {
     int parts = splits<Pattern>(problem, Tiles<Config, Pattern>::plan(problem));
-    return parts == 1 ? 0 : parts * rows_of(problem) * (problem.dim_v + 1) * sizeof(float);
+    return parts == 1 ? 0 : parts * rows_of(problem) * (problem.dim_v + 2) * sizeof(float);
   }
 
   template <class Pattern>
@@ -77,7 +82,8 @@ struct ForwardLaunch {
     parts.splits = splits<Pattern>(problem, params.plan);
     if (parts.splits > 1) {
       parts.out = static_cast<float*>(memory);
-      parts.lse = parts.out + parts.splits * rows_of(problem) * problem.dim_v;
+      parts.max = parts.out + parts.splits * rows_of(problem) * problem.dim_v;
+      parts.sum = parts.max + parts.splits * rows_of(problem);
     }
     std::int64_t tiles = Tiles<Config, Pattern>::query_slots(problem, params.plan).count();
     launch(forward_kernel<Config, Pattern>, tiles * problem.heads_q * parts.splits,

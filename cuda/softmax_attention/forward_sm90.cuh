@@ -62,10 +62,13 @@ CUTE_DEVICE void consume(const ForwardSm90Params& params, ForwardSm90Shared<Conf
         VisibleScores<Config, Pattern, kModifiers> visible(problem, tiles, head, nullptr);
         Tensor out = consumer.make_out();
         OnlineSoftmax<decltype(size<0>(by_rows(out)))::value> softmax(
-            problem.sinks ? problem.sinks[head] : -INFINITY);
+            problem.sinks ? problem.sinks[head] : -INFINITY, visible.natural());
         consumer.run(visible, tiles.keys(), out, softmax);
         softmax.finish(by_rows(out));
-        store_lse<Config>(tiles.result_rows(problem.lse, 1, query_tile, head), softmax);
+        store_lse<Config>(problem, tiles.result_rows(problem.lse, 1, query_tile, head), softmax);
+        if (problem.out_low)
+          store_low_parts<Config>(
+              problem, tiles.result_rows(problem.out_low, problem.dim_v, query_tile, head), out);
         consumer.store(params.maps, sequence, head, query_tile, out);
       });
 }

@@ -76,6 +76,9 @@ class MainloopSm80 {
                            int head, Shared& shared)
       : problem_(problem), tiles_(tiles), scores_(problem, tiles, head, &shared), head_(head) {}
 
+  /// What the scores are that the softmax is given.
+  CUTE_DEVICE bool natural() const { return scores_.natural(); }
+
   /// Visits the key tiles walk[begin, end).
   template <class Walk, class Out, class Softmax>
   CUTE_DEVICE void run(Shared& shared, const Walk& walk, int begin, int end, Out& out,

@@ -32,7 +32,7 @@ class ScoreGradient<Config, Neighborhood<3>> {
   template <class Product>
   CUTE_DEVICE void operator()(Product& scores, Product& dp, const SharedRowStats<Config>& rows,
                               const GridTile& /*query_tile*/, const GridTile& /*key_tile*/) const {
-    RowStats<Config> stats(rows);
+    RowStats<Config> stats(rows, false);
     SeenElements<Config> seen(bits_);
     if (seen.all()) plain_gradient(by_rows(scores), by_rows(dp), stats, problem_.scale, AllSeen{});
     else

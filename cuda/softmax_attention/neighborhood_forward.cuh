@@ -6,7 +6,7 @@
 
 namespace tileattn::cuda {
 
-/// Products are scaled and hidden; there are no modifiers on a grid.
+/// Products are hidden; there are no modifiers on a grid.
 template <class Config>
 class VisibleScores<Config, Neighborhood<3>, Modifiers::kAny> {
  public:
@@ -24,12 +24,16 @@ class VisibleScores<Config, Neighborhood<3>, Modifiers::kAny> {
     bits_.write(tiles_, key_tile, window_);
   }
 
+  CUTE_DEVICE constexpr bool natural() const { return false; }
+
   template <class Matrix>
   CUTE_DEVICE float modify(Matrix&& products, const GridTile& /*key_tile*/) const {
-    const bool positive = problem_.scale > 0.0f;
-    if (!positive) {
+    // Only the sign of a scale that is not positive, and its size at once with the units: the
+    // backward rounds once, too.
+    if (!(problem_.scale > 0.0f)) {
+      const float sign = problem_.scale < 0.0f ? -1.0f : 0.0f;
       CUTE_UNROLL
-      for (int n = 0; n < size(products); ++n) products(n) *= problem_.scale;
+      for (int n = 0; n < size(products); ++n) products(n) *= sign;
     }
     SeenElements<Config> seen(bits_);
     if (!seen.all()) {
@@ -41,7 +45,7 @@ class VisibleScores<Config, Neighborhood<3>, Modifiers::kAny> {
           products(r, c) = in_row(c) ? products(r, c) : -INFINITY;
       }
     }
-    return positive ? problem_.scale * kLog2E : kLog2E;
+    return problem_.scale == 0.0f ? kLog2E : fabsf(problem_.scale) * kLog2E;
   }
 
  private:

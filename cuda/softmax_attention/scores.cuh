@@ -23,6 +23,11 @@ __host__ __device__ __forceinline__ bool has_modifiers(const AttentionProblem& p
   return problem.softcap > 0.0f || problem.alibi_slopes || problem.bias.data;
 }
 
+/// Whether scores are products times a positive scale, which hidden ones pass through as -inf.
+__host__ __device__ __forceinline__ bool plain(const AttentionProblem& problem) {
+  return !has_modifiers(problem) && problem.scale > 0.0f;
+}
+
 /// The modifiers of one sequence, head by head. The exact quotient in a softcap is a
 /// function call; which one needs fewer registers depends on the kernel.
 template <class Element, bool kExactQuotient = true>
@@ -31,7 +36,7 @@ class Scores {
   __device__ __forceinline__ Scores(const AttentionProblem& problem, int sequence, int len_q,
                                     int len_k)
       : problem_(problem),
-        modified_(has_modifiers(problem)),
+        modified_(!plain(problem)),
         bias_(problem.bias.data),
         sequence_(sequence),
         len_q_(len_q),
@@ -43,7 +48,7 @@ class Scores {
       slope_ = problem_.alibi_slopes[sequence_ * problem_.alibi_batch_stride + head];
   }
 
-  /// Whether the score is more than scale * q.k.
+  /// Whether the problem is not plain().
   __device__ __forceinline__ bool modified() const { return modified_; }
 
   /// The modified score of a product q.k; `derivative` becomes that by scale * q.k.

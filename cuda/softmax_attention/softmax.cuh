@@ -1,7 +1,7 @@
-// Normaliser: rows of base-2 scores become weights, tile by tile (online softmax).
+// Normaliser: rows of logits become weights, tile by tile (online softmax).
 #pragma once
 
-#include "scores.cuh"
+#include "row_sum.cuh"
 #include "tile.cuh"
 
 namespace tileattn::cuda {
@@ -15,15 +15,19 @@ using RowFactors = cute::array<float, kRows>;
 template <int kRows>
 class OnlineSoftmax {
  public:
-  /// A sink is a logit that joins the sum of every row; -inf: none.
-  CUTE_DEVICE explicit OnlineSoftmax(float sink) {
+  /// A sink is a natural logit that joins the sum of every row; -inf: none. `natural`: what the
+  /// scores are, in the units of row_sum.cuh.
+  CUTE_DEVICE OnlineSoftmax(float sink, bool natural) : natural_(natural) {
     bool counts_sink = sink != -INFINITY && threadIdx.x % 4 == 0;
     CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) max_[r] = sink * kLog2E, sum_[r] = counts_sink ? 1.0f : 0.0f;
+    for (int r = 0; r < kRows; ++r) {
+      max_[r] = natural ? sink : sink * kLog2E;
+      sum_[r] = counts_sink ? 1.0f : 0.0f;
+    }
   }
 
-  /// Turns scores (times `factor` > 0, they are base-2 logits) into weights relative
-  /// to the maximum so far, and rescales what the earlier weights added up to.
+  /// Turns scores (times `factor` > 0, they are logits; natural ones are as they are) into weights
+  /// relative to the maximum so far, and rescales what the earlier weights added up to.
   template <class Scores, class Sum>
   CUTE_DEVICE void absorb(Scores&& scores, Sum&& out, float factor) {
     CUTE_UNROLL
@@ -57,10 +61,10 @@ class OnlineSoftmax {
     }
   }
 
-  /// Natural log of the row's sum; -inf for a row that saw no key.
-  CUTE_DEVICE float lse(int r) const {
-    return sum_[r] == 0.0f ? -INFINITY : fmaf(max_[r], kLn2, logf(sum_[r]));
-  }
+  /// After finish(): the row's maximum, and the sum of its weights relative to that.
+  CUTE_DEVICE float max(int r) const { return max_[r]; }
+  CUTE_DEVICE float sum(int r) const { return sum_[r]; }
+  CUTE_DEVICE TwoFloats lse(int r) const { return lse_of(max_[r], sum_[r], natural_); }
 
  private:
   /// Returns what the earlier weights must be multiplied by.
@@ -73,9 +77,15 @@ class OnlineSoftmax {
     top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
     float new_max = fmaxf(max_[r], top * factor);
     float base = new_max == -INFINITY ? 0.0f : new_max;  // nothing visible yet
-    float rescale = exp2_approx(max_[r] - base);
+    float rescale = exp_of_logit(max_[r] - base, natural_);
     max_[r] = new_max;
     float sum = sum_[r] * rescale;
+    if (natural_) {
+      CUTE_UNROLL
+      for (int c = 0; c < size<1>(scores); ++c) scores(r, c) -= base;
+      base = 0.0f;
+      factor = kLog2E;
+    }
     CUTE_UNROLL
     for (int c = 0; c < size<1>(scores); ++c) {
       scores(r, c) = exp2_approx(fmaf(scores(r, c), factor, -base));
@@ -93,6 +103,7 @@ class OnlineSoftmax {
 
   float max_[kRows];
   float sum_[kRows];
+  bool natural_;
 };
 
 }  // namespace tileattn::cuda

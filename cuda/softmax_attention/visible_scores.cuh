@@ -10,11 +10,6 @@ namespace tileattn::cuda {
 /// What a kernel is compiled for: all modifiers, or only problems that are plain().
 enum class Modifiers : bool { kNone, kAny };
 
-/// Whether scores are products times a positive scale, which hidden ones pass through as -inf.
-TILEATTN_HOST_DEVICE bool plain(const AttentionProblem& problem) {
-  return !has_modifiers(problem) && problem.scale > 0.0f;
-}
-
 /// The scores of one query tile of one head. `Config` tells the tiling and, by its
 /// ScoreMma, which elements of a tile are this thread's.
 template <class Config, class Pattern, Modifiers kModifiers = Modifiers::kAny>
@@ -33,7 +28,10 @@ class VisibleScores {
   /// Between barriers, before modify().
   CUTE_DEVICE void prepare(int /*key_tile*/) const {}
 
-  /// Products become scores, -inf where hidden; returns what makes them base-2 logits.
+  /// Whether scores become natural logits; else base-2 ones.
+  CUTE_DEVICE bool natural() const { return !plain_; }
+
+  /// Products become scores, -inf where hidden; returns what makes them logits.
   template <class Matrix>
   CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
     bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
@@ -47,7 +45,7 @@ class VisibleScores {
       for_each_element(products, key_tile, [&](float& x, int query, int key) {
         x = pattern_.visible(query, key) ? x : -INFINITY;
       });
-    return plain_ ? problem_.scale * kLog2E : kLog2E;
+    return plain_ ? problem_.scale * kLog2E : 1.0f;
   }
 
  private:

@@ -159,6 +159,8 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
 
     The same queries attended to several parts of the keys; out is the mean of the partial outs
     weighted by exp(lse). Differentiable in outs and lses. (``sinks`` belong to one part only.)
+    lse holds no more than float32 does: beside -1e9 the number of keys is lost, and rows that are
+    masked by such a number in every part weigh the parts, not the keys, alike.
 
     Args:
         outs: n tensors [B, S, H, Dv] of one dtype, or one [n, B, S, H, Dv]; packed: [T, H, Dv].
