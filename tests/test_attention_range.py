@@ -90,6 +90,7 @@ SHAPES = {
     "gqa": Case(),
     "causal": Case(batch=1, len_q=200, len_k=331, options={"causal": True}),
     "split keys": Case(batch=1, len_q=3, len_k=700, heads=2, heads_kv=1),
+    "few queries": Case(len_q=3, len_k=700, heads=16, heads_kv=8),
     "softcap and alibi": Case(alibi="h", options={"softcap": 3.0}),
     "sinks": Case(sinks=True),
     "wide": Case(batch=1, heads=2, heads_kv=1, dim=128, dim_v=64),

@@ -29,6 +29,7 @@ DENSE = {
         SHAPE, sinks=True, options={"causal": True, "window": (9, None), "sink_tokens": 3}
     ),
     "scores": replace(SHAPE, bias="hq", alibi="h", options={"causal": True, "softcap": 5.0}),
+    "few queries": replace(SHAPE, len_q=3, heads=16, heads_kv=8, options={"causal": True}),
     "packed": replace(SHAPE, seqlens=((7, 9), (40, 50), (0, 3), (6, 13)), options={"causal": True}),
 }
 GRID: dict[str, GridCase] = {

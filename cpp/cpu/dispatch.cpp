@@ -164,6 +164,38 @@ void forward_by_tiles(const AttentionForward& p, const std::vector<Sequence>& se
   });
 }
 
+/// Whether so few queries share each key head that reading it in place costs least, and there are
+/// tasks for all threads.
+bool has_few_queries(const AttentionProblem& p, const std::vector<Sequence>& sequences,
+                     int threads) {
+  if (p.neighborhood.rank > 0) return false;
+  int most = 0;
+  for (const Sequence& s : sequences) most = std::max(most, s.len_q);
+  const std::int64_t pairs = static_cast<std::int64_t>(sequences.size()) * p.heads_kv;
+  return most <= kGroup && most * (p.heads_q / p.heads_kv) <= kFewQueries && pairs >= threads;
+}
+
+/// A task is some key heads of a sequence: those whose rows of a token lie side by side, as far as
+/// all threads have tasks.
+void forward_of_few(const AttentionForward& p, const std::vector<Sequence>& sequences,
+                    const Executor& executor) {
+  constexpr std::int64_t kTasksPerThread = 4;
+  const PatternKernels& kernels = kernels_for(p);
+  const std::int64_t threads = std::max(executor.num_threads, 1);
+  const std::int64_t pairs = static_cast<std::int64_t>(sequences.size()) * p.heads_kv;
+  std::int64_t heads = std::min<std::int64_t>(p.heads_kv, kTile.queries / kFewQueries);
+  if (threads > 1)
+    heads = std::min(heads, std::max<std::int64_t>(pairs / (kTasksPerThread * threads), 1));
+  if (p.k.head_stride > p.k.token_stride) heads = 1;
+  const int step = static_cast<int>(heads);
+  std::vector<Task> tasks;
+  for (const Sequence& s : sequences)
+    for (int head = 0; head < p.heads_kv; head += step) tasks.push_back({&s, head, 0});
+  run(executor, tasks.data(), tasks.size(), few_scratch(p), [&](Task task, float* scratch) {
+    kernels.forward_few(p, task, std::min(step, p.heads_kv - task.head), scratch);
+  });
+}
+
 /// A task is a key head.
 void backward_by_heads(const AttentionBackward& p, const Cut& cut, const Executor& executor) {
   const PatternKernels& kernels = kernels_for(p);
@@ -222,7 +254,8 @@ void attention_forward(const AttentionForward& p, const Executor& executor) {
   const Cut cut = cut_into_sequences(p);
   const std::vector<Sequence>& sequences = cut.sequences;
   if (sequences.empty() || p.heads_q == 0) return;
-  if (heads_fill_threads(p, sequences, executor.num_threads))
+  if (has_few_queries(p, sequences, executor.num_threads)) forward_of_few(p, sequences, executor);
+  else if (heads_fill_threads(p, sequences, executor.num_threads))
     forward_by_heads(p, sequences, executor);
   else forward_by_tiles(p, sequences, executor);
 }

@@ -3,8 +3,8 @@
 
 #include "cpu/hidden.h"
 #include "cpu/operands.h"
+#include "cpu/results.h"
 #include "cpu/scores.h"
-#include "cpu/softmax.h"
 #include "cpu/visibility.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
@@ -93,24 +93,15 @@ void absorb_group(const ForwardTile<Operands>& tile, int group, Range rows,
   });
 }
 
-/// Epilogue: out and lse leave the loop, with their low parts where they are asked for.
 template <class Operands, class Tiles>
 void store_forward(const AttentionForward& p, const Sequence& seq, int head, const Tiles& tiles,
                    const typename Tiles::Queries& queries, const ForwardTile<Operands>& tile,
                    const OnlineSoftmax& softmax) {
-  const RowWriter writer(p);
+  const ResultWriter results(p);
   auto out = tiles.rows(queries, p.out, head);
-  for (int r = 0; r < queries.size(); ++r) {
-    const float* sum = part(tile.out, r).data;
-    const float factor = softmax.inverse_sum(r);
-    const std::int64_t row = (seq.row + tiles.token(queries, r)) * p.heads_q + head;
-    const TwoFloats lse = softmax.lse(r);
-    writer.write(sum, out.row(r), p.dim_v, factor);
-    p.lse[row] = lse.high;
-    if (p.lse_low) p.lse_low[row] = lse.low;
-    if (p.out_low)
-      store_low_parts(sum, out.row(r), p.dtype, p.out_low + row * p.dim_v, p.dim_v, factor);
-  }
+  for (int r = 0; r < queries.size(); ++r)
+    results.write(softmax, r, part(tile.out, r).data, out.row(r),
+                  (seq.row + tiles.token(queries, r)) * p.heads_q + head);
 }
 
 template <class Operands, class Tiles>

@@ -4,6 +4,7 @@
 // is made of may instantiate inline code shared with other files (the linker would
 // keep any one copy): everything lives in the namespace TILEATTN_ISA or is forced inline.
 #include "cpu/backward.h"
+#include "cpu/decode.h"
 #include "cpu/forward.h"
 #if defined(__AVX512BF16__)
 #include "cpu/operands_bf16.h"
@@ -20,10 +21,18 @@ using Operands = BFloat16Operands;  // for tensors in bfloat16 alone
 using Operands = Float32Operands;
 #endif
 
+/// Grids are never decoded.
+template <class Tiles>
+constexpr auto few_of() -> decltype(PatternKernels::forward_few) {
+  if constexpr (Tiles::kOnAGrid) return nullptr;
+  else return forward_few<Tiles>;
+}
+
 template <class Tiles>
 constexpr PatternKernels kKernels = {pack_panel<Operands, Tiles>,
                                      forward<Operands, Tiles>,
                                      forward_head<Operands, Tiles>,
+                                     few_of<Tiles>(),
                                      prepare_queries<Tiles>,
                                      backward<Operands, Tiles>,
                                      Tiles::kOnAGrid ? backward_extra<Operands, Tiles> : nullptr,

@@ -24,6 +24,10 @@ TILEATTN_HOST_DEVICE constexpr int round_up(int n, int granule) {
   return (n + granule - 1) / granule * granule;
 }
 
+// Few queries of a key head cost less where its keys lie than they gain from packed ones.
+constexpr int kFewQueries = 8;
+constexpr int kFewTokens = kColumnGranule;  // whose rows of all heads are read together
+
 /// How a grid of tokens is cut. Boxes of up to kTile.queries queries; boxes of up to kPanel
 /// keys, and boxes of up to kPanelsPerTile of those, which are the key tiles.
 struct GridCut {
@@ -87,6 +91,8 @@ struct PatternKernels {
   void (*forward)(const AttentionForward&, Task, PackedHead, float* scratch);
   // All that belongs to a key head. `next` is probably the same thread's next task.
   void (*forward_head)(const AttentionForward&, Task, Task next, PackedHead, float* scratch);
+  // Few queries, of `heads` key heads from `head` on
+  void (*forward_few)(const AttentionForward&, Task, int heads, float* scratch);
   void (*prepare_queries)(const BackwardPlan&, Task);           // tile: query tile
   void (*backward)(const BackwardPlan&, Task, float* scratch);  // head: key head, tile: chunk
   // The extra keys of a batch entry. sequence: its first, head: key head
@@ -109,6 +115,12 @@ constexpr std::int64_t packed_size(const AttentionProblem& p, std::int64_t keys)
 
 constexpr std::int64_t forward_scratch(const AttentionProblem& p) {
   return kTile.queries * (p.dim + kTile.keys + round_up(p.dim_v, kColumnGranule));
+}
+
+constexpr std::int64_t few_scratch(const AttentionProblem& p) {
+  const std::int64_t dim = round_up(p.dim, kColumnGranule);
+  const std::int64_t dim_v = round_up(p.dim_v, kColumnGranule);
+  return kTile.queries * (dim + kTile.keys + dim_v) + (kFewTokens + 1) * (dim + dim_v);
 }
 
 constexpr std::int64_t backward_scratch(const AttentionProblem& p) {

@@ -11,9 +11,11 @@ namespace tileattn::cpu::TILEATTN_ISA {
 
 inline std::int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-inline void prefetch(const char* data, std::int64_t bytes) {
+/// kLocality: 3 for all caches, 2 for those from the second level on.
+template <int kLocality = 3>
+void prefetch(const char* data, std::int64_t bytes) {
   constexpr int kLine = 64;
-  for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(data + at);
+  for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(data + at, 0, kLocality);
 }
 
 class Prefetches {
@@ -27,10 +29,13 @@ class Prefetches {
   }
 
   /// A product of `depth` leaves time for so much.
-  void step(int depth) {
-    const std::int64_t time = 16 * depth;
-    for (std::int64_t bytes = 0; bytes < time && next_ < end_; bytes += queue_[next_++].bytes)
-      prefetch(queue_[next_].data, queue_[next_].bytes);
+  void step(int depth) { spend(16 * depth); }
+
+  /// Asks for the next `most` bytes, in whole rows.
+  template <int kLocality = 3>
+  void spend(std::int64_t most) {
+    for (std::int64_t bytes = 0; bytes < most && next_ < end_; bytes += queue_[next_++].bytes)
+      prefetch<kLocality>(queue_[next_].data, queue_[next_].bytes);
   }
 
  private:

@@ -18,14 +18,17 @@ struct TwoFloats {
 /// The running maximum and sum of each row of a query tile.
 class OnlineSoftmax {
  public:
-  /// A sink is a logit that joins the sum of every row.
+  /// Rows begin one by one, or all alike.
+  OnlineSoftmax() = default;
   OnlineSoftmax(int rows, float sink) {
-    bool has_sink = sink != -kInfinity;
-    for (int r = 0; r < rows; ++r) {
-      max_[r] = sink;
-      store(sum_[r], Vec{});
-      sum_[r][0] = has_sink ? 1.0f : 0.0f;
-    }
+    for (int r = 0; r < rows; ++r) begin(r, sink);
+  }
+
+  /// A sink is a logit that joins the row's sum; -inf for none.
+  void begin(int row, float sink) {
+    max_[row] = sink;
+    store(sum_[row], Vec{});
+    sum_[row][0] = sink != -kInfinity ? 1.0f : 0.0f;
   }
 
   /// Turns the rows' s[0, count) into weights relative to their maxima so far; s begins with

@@ -108,6 +108,17 @@ void transpose(Vec (&rows)[kWidth]) {
   if constexpr (Half > 1) transpose<Half / 2>(rows);
 }
 
+/// Lane i of the result is the sum of rows[i]'s lanes; the rows are overwritten.
+template <int Half = kWidth / 2>
+Vec sum_each(Vec (&rows)[kWidth]) {
+  constexpr LaneTable kLower = interleaving<Half, false>(), kUpper = interleaving<Half, true>();
+#pragma GCC unroll 8
+  for (int i = 0; i < Half; ++i)
+    rows[i] = permute(rows[i], rows[i + Half], kLower) + permute(rows[i], rows[i + Half], kUpper);
+  if constexpr (Half > 1) return sum_each<Half / 2>(rows);
+  return rows[0];
+}
+
 /// e^x for x <= 88; relative error about 1e-7 (1 + |x| / 2), or a third of it where there is a
 /// fused multiply-add. Results below 2^-126 become 0, NaN stays.
 inline Vec exp(Vec x) {

@@ -186,6 +186,82 @@ TEST(MicroKernels, HalvesRoundToNearestEven) {
     }
 }
 
+TEST(MicroKernels, SumsOfSeveralVectors) {
+  for (const auto& probe : runnable_probes()) {
+    std::vector<float> vectors(probe.width * probe.width), sums(probe.width);
+    for (std::size_t i = 0; i < vectors.size(); ++i) vectors[i] = static_cast<float>(i * i % 97);
+    probe.sum_each(vectors.data(), sums.data());
+    for (int n = 0; n < probe.width; ++n) {
+      float expected = 0;
+      for (int lane = 0; lane < probe.width; ++lane) expected += vectors[n * probe.width + lane];
+      EXPECT_EQ(sums[n], expected) << probe.name << " vector " << n;
+    }
+  }
+}
+
+/// kFewTokens rows of `dim` small whole numbers, `stride` apart, in a dtype that holds them.
+std::vector<float> few_rows(const MicroKernelProbe& probe, DType dtype, int count, int dim,
+                            int stride, std::vector<unsigned char>& stored) {
+  std::vector<float> values(kFewTokens * dim, 0.0f);  // those that are not there count as zeros
+  stored.assign(kFewTokens * stride * size_of(dtype), 0xff);  // NaN between and after the rows
+  for (int j = 0; j < count; ++j) {
+    for (int d = 0; d < dim; ++d)
+      values[j * dim + d] = static_cast<float>((7 * j + 3 * d) % 11 - 5);
+    probe.store_row(&values[j * dim], &stored[j * stride * size_of(dtype)], dtype, dim, 1.0f);
+  }
+  return values;
+}
+
+TEST(MicroKernels, FewRowsAreReadWhereTheyLie) {
+  for (const auto& probe : runnable_probes())
+    for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+      for (int count : {1, 7, kFewTokens})
+        for (int dim : {8, 24, 64, 256}) {
+          const int stride = dim + 8, padded = round_up(dim, kColumnGranule);
+          const auto bytes_apart = static_cast<std::int64_t>(stride * size_of(dtype));
+          std::vector<unsigned char> stored;
+          const auto rows = few_rows(probe, dtype, count, dim, stride, stored);
+          std::vector<float> x(padded, 0.0f), products(kFewTokens, kNan), sum(padded, 2.0f);
+          for (int d = 0; d < dim; ++d) x[d] = static_cast<float>(d % 5 - 2);
+          probe.few_rows_dot(stored.data(), dtype, bytes_apart, count, dim, x.data(),
+                             products.data());
+          std::vector<float> factors(kFewTokens);
+          for (int j = 0; j < kFewTokens; ++j) factors[j] = static_cast<float>(j % 4);
+          probe.few_rows_add(stored.data(), dtype, bytes_apart, count, dim, factors.data(), true,
+                             sum.data());
+          for (int j = 0; j < kFewTokens; ++j) {
+            float expected = 0;
+            for (int d = 0; d < dim; ++d) expected += x[d] * rows[j * dim + d];
+            ASSERT_EQ(products[j], expected) << probe.name << " row " << j << " dim " << dim;
+          }
+          for (int d = 0; d < dim; ++d) {
+            float expected = 2.0f;
+            for (int j = 0; j < kFewTokens; ++j) expected += factors[j] * rows[j * dim + d];
+            ASSERT_EQ(sum[d], expected) << probe.name << " channel " << d << " dim " << dim;
+          }
+        }
+}
+
+TEST(MicroKernels, RowsWithFactorZeroAreLeftOutWhereNotAllAreFinite) {
+  constexpr int kDim = 64;
+  for (const auto& probe : runnable_probes()) {
+    std::vector<float> rows = random_floats(kFewTokens * kDim, 5), factors(kFewTokens, 0.5f);
+    factors[3] = 0.0f;
+    auto add = [&](bool finite) {
+      std::vector<float> sum(kDim, 1.0f);
+      probe.few_rows_add(rows.data(), DType::kFloat32, kDim * 4, kFewTokens, kDim, factors.data(),
+                         finite, sum.data());
+      return sum;
+    };
+    const auto clean = add(true);
+    rows[3 * kDim] = kNan;
+    EXPECT_EQ(add(false), clean) << probe.name;
+    EXPECT_TRUE(std::isnan(add(true)[0])) << probe.name;
+    factors[3] = 1.0f;
+    EXPECT_TRUE(std::isnan(add(false)[0])) << probe.name;
+  }
+}
+
 TEST(MicroKernels, RowsAreScaled) {
   const float x[3] = {1.0f, -2.0f, 0.5f};
   for (const auto& probe : runnable_probes())

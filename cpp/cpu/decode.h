@@ -1,0 +1,209 @@
+// Forward of few queries, as in decoding: keys and values are read once and where they lie.
+//
+// A task has several key heads of a sequence, whose rows of one token often follow each other in
+// memory: it works on a few tokens of all its heads at a time, and asks for the next ones in the
+// order of their addresses.
+#pragma once
+
+#include "cpu/hidden.h"
+#include "cpu/results.h"
+#include "cpu/scores.h"
+#include "cpu/visibility.h"
+
+namespace tileattn::cpu::TILEATTN_ISA {
+
+/// Rows of kFewTokens tokens of one head as floats, padded to whole vectors.
+struct FewRows {
+  const float* row[kFewTokens];
+
+  /// Rows [first, end) of `from`, and zeros for the rest. Those that must be converted or padded
+  /// go to `strip`, which holds kFewTokens + 1 rows of round_up(dim, kColumnGranule).
+  template <class Rows>
+  FewRows(const Rows& from, int first, int end, int dim, float* strip) {
+    const int count = imin(kFewTokens, end - first), stride = round_up(dim, kColumnGranule);
+    const bool in_place = from.dtype == DType::kFloat32 && dim % kWidth == 0;
+    if (!in_place) load_rows(from, first, count, count, dim, 1.0f, {strip, stride});
+    float* zeros = strip + kFewTokens * stride;
+    if (count < kFewTokens) fill(zeros, stride, 0.0f);
+    for (int j = 0; j < kFewTokens; ++j)
+      row[j] = j >= count ? zeros
+               : in_place ? reinterpret_cast<const float*>(from.row(first + j))
+                          : strip + j * stride;
+  }
+
+  /// products[j] = x . row j
+  void dot(const float* x, int dim, float* products) const {
+    constexpr int kTogether = 4;  // as many independent sums
+    for (int j = 0; j < kFewTokens; j += kWidth) {
+      Vec partial[kWidth];
+#pragma GCC unroll 4
+      for (int first = 0; first < kWidth; first += kTogether) {
+        Vec sum[kTogether] = {};
+        for (int d = 0; d < dim; d += kWidth) {
+          const Vec element = load(x + d);
+#pragma GCC unroll 4
+          for (int i = 0; i < kTogether; ++i) sum[i] += element * load(row[j + first + i] + d);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kTogether; ++i) partial[first + i] = sum[i];
+      }
+      store(products + j, sum_each(partial));
+    }
+  }
+
+  /// sum += factors[j] * row j. `finite`: whether all rows are; of others, those with a factor of 0
+  /// are left out, which changes no finite sum.
+  void add_to(float* sum, int dim, const float* factors, bool finite) const {
+    if (finite) return add_all_to(sum, dim, factors);
+    for (int j = 0; j < kFewTokens; ++j)
+      if (factors[j] != 0.0f)
+        for (int d = 0; d < dim; d += kWidth)
+          store(sum + d, load(sum + d) + factors[j] * load(row[j] + d));
+  }
+
+ private:
+  void add_all_to(float* sum, int dim, const float* factors) const {
+    for (int d = 0; d < dim; d += kWidth) {
+      Vec total = load(sum + d);
+#pragma GCC unroll 16
+      for (int j = 0; j < kFewTokens; ++j) total += factors[j] * load(row[j] + d);
+      store(sum + d, total);
+    }
+  }
+};
+
+/// The queries of some key heads of a sequence. Row (query head, query) is one of each matrix.
+template <class Tiles>
+class FewQueries {
+ public:
+  /// head: the first of `heads` key heads.
+  FewQueries(const AttentionForward& p, Task task, int heads, float* scratch)
+      : p_(p),
+        seq_(*task.sequence),
+        tiles_(p, seq_),
+        queries_(tiles_.queries(0)),
+        first_(task.head),
+        heads_(heads),
+        group_(p.heads_q / p.heads_kv) {
+    auto take = [&](std::int64_t rows, int columns) {
+      RowMajor taken{scratch, columns};
+      scratch += rows * columns;
+      return taken;
+    };
+    q_ = take(kTile.queries, round_up(p.dim, kColumnGranule));
+    s_ = take(kTile.queries, kTile.keys);
+    out_ = take(kTile.queries, round_up(p.dim_v, kColumnGranule));
+    strip_ = scratch;
+    for (int h = 0; h < heads_ * group_; ++h) {
+      const int head = first_ * group_ + h;
+      load_rows(tiles_.rows(queries_, p.q, head), 0, queries_.size(), queries_.size(), p.dim,
+                p.scale, part(q_, row_of(h)));
+    }
+  }
+
+  /// Computes all rows. `finite`: whether all values are taken to be; false is returned if then
+  /// the result is not, perhaps by a hidden value.
+  bool compute(bool finite) {
+    fill(out_.data, rows() * out_.stride, 0.0f);
+    for (int row = 0; row < rows(); ++row)
+      softmax_.begin(row, p_.sinks ? p_.sinks[head_of(row)] : -kInfinity);
+    const auto walk = tiles_.keys_of(queries_.tile);
+    for (int n = 0; n < walk.size(); ++n) absorb(tiles_.visited(walk, n), finite);
+    return all_finite<float>(out_, rows(), static_cast<int>(out_.stride));
+  }
+
+  void store_results() const {
+    const ResultWriter results(p_);
+    for (int row = 0; row < rows(); ++row) {
+      const int head = head_of(row), r = row % queries_.size();
+      results.write(softmax_, row, part(out_, row).data, tiles_.rows(queries_, p_.out, head).row(r),
+                    (seq_.row + tiles_.token(queries_, r)) * p_.heads_q + head);
+    }
+  }
+
+ private:
+  int row_of(int head) const { return head * queries_.size(); }
+  int rows() const { return row_of(heads_ * group_); }
+  /// The query head of a row.
+  int head_of(int row) const { return first_ * group_ + row / queries_.size(); }
+
+  void absorb(const typename Tiles::Keys& keys, bool finite) {
+    const Visibility<Tiles> visibility(tiles_, queries_, keys);
+    const Range columns = visibility.columns_of(0);
+    if (columns.size() == 0) return;
+    for_each_rows(visibility, keys, p_.k, p_.extra_k, p_.dim,
+                  [&](const FewRows& rows, int row, int column) {
+                    rows.dot(part(q_, row).data, p_.dim, part(s_, row, column).data);
+                  });
+    for (int h = 0; h < heads_ * group_; ++h) {
+      const Scores scores = Scores::make(p_, seq_, first_ * group_ + h, 1.0f);
+      const RowScores<Tiles> row_scores{scores, queries_, keys};
+      for (int r = 0; r < queries_.size(); ++r) {
+        float* s = part(s_, row_of(h) + r).data;
+        row_scores.modify(s, r, columns, nullptr);
+        visibility.hide(r, s, -kInfinity);
+      }
+    }
+    for (int row = 0; row < rows(); row += kGroup) {
+      const Range some{row, imin(row + kGroup, rows())};
+      const RowFactors rescale =
+          softmax_.absorb(some, part(s_, row, columns.begin), columns.size());
+      for (int r = some.begin; r < some.end; ++r) scale(part(out_, r), rescale.row[r - row]);
+    }
+    for_each_rows(visibility, keys, p_.v, p_.extra_v, p_.dim_v,
+                  [&](const FewRows& rows, int row, int column) {
+                    rows.add_to(part(out_, row).data, p_.dim_v, part(s_, row, column).data, finite);
+                  });
+  }
+
+  void scale(RowMajor row, float factor) const {
+    if (factor == 1.0f) return;
+    for (int d = 0; d < row.stride; d += kWidth) store(row.data + d, load(row.data + d) * factor);
+  }
+
+  /// Calls visit(rows of x, row, column) for the visible keys and all rows that see them.
+  template <class Visit>
+  void for_each_rows(const Visibility<Tiles>& visibility, const typename Tiles::Keys& keys,
+                     const ConstTensorRef& x, const ConstTensorRef& extra, int dim, Visit visit) {
+    Prefetches ahead;
+    const std::int64_t size = bytes_of(p_.dtype);
+    const auto first = tiles_.rows(keys, 0, x, extra, first_);
+    auto ask_for = [&](int begin, int end) {
+      for (int j = begin; j < imin(begin + kFewTokens, end); ++j)
+        ahead.ask(RowsInARow<const char>{first.row(j), x.head_stride * size, p_.dtype}, heads_,
+                  dim);
+    };
+    visibility.for_each_run_of_keys(0, [&](Range run) {
+      for (int column = run.begin; column < run.end; column += kFewTokens) {
+        ask_for(column + kFewTokens, run.end);
+        for (int h = 0; h < heads_; ++h) {
+          // All heads of the next tokens are more than the first level keeps.
+          ahead.spend<2>(kFewTokens * dim * size);
+          const FewRows rows(tiles_.rows(keys, 0, x, extra, first_ + h), column, run.end, dim,
+                             strip_);
+          for (int row = row_of(h * group_); row < row_of((h + 1) * group_); ++row)
+            visit(rows, row, column);
+        }
+      }
+    });
+  }
+
+  const AttentionForward& p_;
+  const Sequence& seq_;
+  const Tiles tiles_;
+  const typename Tiles::Queries queries_;
+  const int first_, heads_, group_;
+  RowMajor q_, s_, out_;
+  float* strip_;
+  OnlineSoftmax softmax_;
+};
+
+template <class Tiles>
+void forward_few(const AttentionForward& p, Task task, int heads, float* scratch) {
+  if (task.sequence->len_q == 0) return;
+  FewQueries<Tiles> queries(p, task, heads, scratch);
+  if (!queries.compute(true)) queries.compute(false);
+  queries.store_results();
+}
+
+}  // namespace tileattn::cpu::TILEATTN_ISA
