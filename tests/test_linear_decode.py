@@ -102,6 +102,32 @@ def test_a_step_tells_autograd_that_states_change(normalize: bool, how: str) -> 
         saved.backward()
 
 
+@pytest.mark.parametrize("how", ["cpu", "compiled", "reference", "functional"])
+@pytest.mark.parametrize("part", [0, 1])
+def test_states_that_require_grad(part: int, how: str) -> None:
+    """A backward through the state would not know of the step."""
+    q = torch.rand(3, 2, 8)
+    backend = "reference" if how == "reference" else "cpu"
+
+    def loss(x: Tensor) -> Tensor:
+        state = [torch.rand(3, 2, 8, 8), torch.rand(3, 2, 8)]
+        state[part] = state[part] * x
+        decay = torch.full((2,), -1.0)
+        linear_attention_step(q, q, q, tuple(state), log_decay=decay, backend=backend)  # type: ignore[arg-type]
+        return state[part].sum()
+
+    with torch.no_grad():
+        loss(torch.ones((), requires_grad=True))
+    call = loss
+    if how == "compiled":
+        torch.compiler.reset()
+        call = torch.compile(loss, backend="aot_eager")
+    if how == "functional":
+        call = torch.func.grad(loss)
+    with pytest.raises(ValueError, match="state requires grad"):
+        call(torch.ones((), requires_grad=True))
+
+
 def good(**changes: Any) -> dict[str, Any]:
     q, k, v = torch.zeros(3, 4, 16), torch.zeros(3, 2, 16), torch.zeros(3, 2, 8)
     return {"q": q, "k": k, "v": v, "state": torch.zeros(3, 4, 16, 8)} | changes

@@ -38,7 +38,8 @@ def linear_attention_step(
     Args:
         q: [B, Hq, Dk]; k: [B, Hkv, Dk]; v: [B, Hkv, Dv]; dtypes as in ``linear_attention``.
         state: a pool S [P, Hq, Dk, Dv] float32, or (S, z) with z [P, Hq, Dk]: normalized.
-            Contiguous; updated in place. The final state of ``linear_attention`` is one.
+            Contiguous; updated in place, so that it may not require grad (outside of
+            ``torch.no_grad()``). The final state of ``linear_attention`` is one.
         slots: int32 [B], the place of each sequence in the pool, each at most once. A negative
             one is padding: out 0, no state changes. By default 0 .. B - 1, with P = B.
         log_decay: [Hq] or [B, Hq].
@@ -95,6 +96,12 @@ def _check_pool(
     for tensor in (s, z):
         if tensor is not None and not tensor.is_contiguous():
             raise ValueError("state is not contiguous; it is updated in place and must be")
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "state requires grad, and is updated in place without a gradient; call "
+                "linear_attention_step under torch.no_grad() or with state.detach(), which is the "
+                "same memory"
+            )
     return s, z
 
 
