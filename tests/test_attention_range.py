@@ -137,6 +137,27 @@ def test_sinks_among_masked_keys(dtype: torch.dtype, device: str) -> None:
     check(tensors, {})
 
 
+def test_tangents_of_sinks_among_masked_keys(dtype: torch.dtype, device: str) -> None:
+    """In forward mode, of a call that no gradient was asked of."""
+    case = Case(sinks=True)
+    tensors = case.tensors(dtype, device)
+    tensors["bias"] = torch.full((2, 1, 1, case.len_k), -1e9, device=device)
+    tensors["sinks"] = torch.tensor([-1e9, -1e9, -2e9, 0.0], device=device)
+    tangent = torch.tensor([0.3, -1.2, 0.7, 2.0], device=device)
+
+    def tangents(f: Any, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        given = {name: t if dtype is None else t.to(dtype) for name, t in tensors.items()}
+        sinks = given.pop("sinks")
+        found: tuple[Tensor, Tensor] = torch.func.jvp(
+            lambda sinks: f(**given, sinks=sinks, return_lse=True), (sinks,), (tangent.to(sinks),)
+        )[1]
+        return found
+
+    exact, peers = tangents(as_sdpa, torch.float64), tangents(as_sdpa)
+    for name, *found in zip(("out", "lse"), tangents(attention), exact, peers, strict=True):
+        assert_as_exact(name, *found, ratio=GRADIENT_RATIO)
+
+
 def with_equal_scores(tensors: Tensors, size: float) -> Tensors:
     """All products of q and k are -size**2: queries have one channel, where all keys are equal."""
     q = torch.zeros_like(tensors["q"])

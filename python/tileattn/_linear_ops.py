@@ -177,7 +177,10 @@ def _jvp(
         return dout, None, dlast_s, dlast_s.new_zeros(0)
     ones = v.new_ones((*v.shape[:-1], _COLUMNS))
     change, dlast_z = tangent(ones, _columns(z), None, _columns(dz))
-    divisor = (denominator / tokens).unsqueeze(-1)
+    # Denominators have no derivative as results of the forward; their sums, computed once more,
+    # give it to nested transforms.
+    sums = product(q, k, ones, _columns(z))[0][..., :1].float()
+    divisor = (denominator / tokens).unsqueeze(-1) + (sums - sums.detach())
     dout = (dout.float() - out.float() * change[..., :1].float()) / divisor
     dout = dout.masked_fill(divisor == 0, 0.0).to(out.dtype)
     return dout, None, dlast_s, dlast_z[..., 0]

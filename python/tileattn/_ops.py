@@ -135,12 +135,17 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> t
     if need_bias:
         gradients[3] = dbias.sum_to_size(bias.shape).to(bias.dtype)
     if need_sinks:
-        # A sink adds exp(sink) to the sum of each row and no value; rows outside of every packed
-        # sequence have lse -inf and no sink either.
-        distance = sinks - lse - lse_low if lse_low.numel() else sinks - lse
-        weight = torch.exp(distance).masked_fill(lse == -torch.inf, 0.0)
-        gradients[5] = -(weight * delta).flatten(0, -2).sum(0)
+        gradients[5] = -(_sink_weights(sinks, lse, lse_low) * delta).flatten(0, -2).sum(0)
     return tuple(gradients)
+
+
+def _sink_weights(sinks: Tensor, lse: Tensor, lse_low: Tensor) -> Tensor:
+    """A sink adds exp(sink) to the sum of each row and no value.
+
+    Rows outside of every packed sequence have lse -inf and no sink either.
+    """
+    distance = sinks - lse - lse_low if lse_low.numel() else sinks - lse
+    return torch.exp(distance).masked_fill(lse == -torch.inf, 0.0)
 
 
 def _jvp(
@@ -153,8 +158,7 @@ def _jvp(
     dsinks: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor | None, ...]:
-    saved = _transforms.primals(ctx)[: _TENSORS + 2]
-    q, k, v, bias, slopes, sinks, cu_q, cu_k, out, lse = saved
+    q, k, v, bias, slopes, sinks, cu_q, cu_k = _transforms.primals(ctx)[:_TENSORS]
     scale, softcap, *_ = ctx.options
     for name, found in (("bias", dbias), ("alibi_slopes", dslopes)):
         if found is not None:
@@ -171,8 +175,9 @@ def _jvp(
 
     primals, tangents = (q, (k, None), (v, None)), (dq, (dk, None), (dv, None))
     dout, dlse = tangent(forward, backward, primals, tangents, scale, MAX_HEAD_DIM)
-    if dsinks is not None:  # one more logit without a value
-        more = torch.exp(sinks - lse).masked_fill(lse == -torch.inf, 0.0) * dsinks
+    if dsinks is not None:  # one more logit without a value; what was saved has no low parts
+        out, lse, _, lse_low = forward(q, (k, None), (v, None))
+        more = _sink_weights(sinks, lse, lse_low) * dsinks
         dlse = dlse + more
         dout = dout - (more.unsqueeze(-1) * out).to(out.dtype)
     return dout, dlse, None, None

@@ -43,11 +43,12 @@ def call_in_place(op: Any, changed: tuple[Tensor, ...], *arguments: Any) -> Any:
 
 
 def _differentiated(arguments: tuple[Any, ...]) -> bool:
-    return (
-        (_C.is_grad_enabled() and _C._any_requires_grad(*arguments))
-        or forward_ad._current_level >= 0
-        or _C._are_functorch_transforms_active()
-    )
+    return (_C.is_grad_enabled() and _C._any_requires_grad(*arguments)) or active()
+
+
+def active() -> bool:
+    """Whether forward-mode AD or a transform of torch.func is under way."""
+    return forward_ad._current_level >= 0 or _C._are_functorch_transforms_active()
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:

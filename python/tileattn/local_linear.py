@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tileattn import _checks
+from tileattn import _checks, _transforms
 from tileattn._local_linear_ops import corrected, fitted
 from tileattn._precision import autocast
 from tileattn.reference.precision import exact_dtype, no_autocast
@@ -135,8 +135,9 @@ def _by_blocks(
     with no_autocast(q.device):
         for first in range(0, q.shape[1], _BLOCK):
             parts = [t[:, :, first : first + _BLOCK] for t in rows]
-            # torch.func knows no tensors that are saved as something else.
-            if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+            # torch.func knows no tensors that are saved as something else, and a checkpoint lets
+            # a backward through a tangent of softmax, which torch refuses, be wrong instead.
+            if torch.is_grad_enabled() and not _transforms.active():
                 out = checkpoint(block, first, *parts, k, v, use_reentrant=False)
             else:
                 out = block(first, *parts, k, v)

@@ -7,11 +7,12 @@ products here are each other's derivatives. torch.compile traces the plain ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def scores(a: Tensor, b: Tensor, seen: Tensor | None) -> Tensor:
@@ -70,13 +71,26 @@ def _mix_values(weights: Tensor, b: Tensor, seen: Tensor) -> Tensor:
 def _sum_of_tangents(
     product: Callable[[Tensor, Tensor, Tensor], Tensor], ctx: Any, da: Tensor, db: Tensor
 ) -> Tensor:
-    a, b, seen = ctx.saved_tensors
-    return product(da, b, seen) + product(a, db, seen)
+    # Without tangents of this level, and so that lower ones of torch.func record what is done.
+    a, b, seen = (forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
+    with forward_ad._set_fwd_grad_enabled(True):
+        return product(da, b, seen) + product(a, db, seen)
+
+
+def _with_batch(
+    info: Any, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]
+) -> Iterator[Tensor]:
+    """The mapped dimension of torch.vmap in front, of each tensor with as many dimensions."""
+    pairs = list(zip(tensors, in_dims, strict=True))
+    dims = max(tensor.dim() + (dim is None) for tensor, dim in pairs)
+    for tensor, dim in pairs:
+        batch = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+        ones = (1,) * (dims - batch.dim())
+        batch = batch.reshape(batch.shape[0], *ones, *batch.shape[1:])
+        yield batch.expand(info.batch_size, *batch.shape[1:])
 
 
 class _Product(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         del output
@@ -99,6 +113,10 @@ class _Scores(_Product):
     def jvp(ctx: Any, da: Tensor, db: Tensor, _: None) -> Tensor:
         return _sum_of_tangents(scores, ctx, da, db)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        return scores(*_with_batch(info, in_dims, tensors)), 0
+
 
 class _Mix(_Product):
     @staticmethod
@@ -113,3 +131,7 @@ class _Mix(_Product):
     @staticmethod
     def jvp(ctx: Any, dweights: Tensor, db: Tensor, _: None) -> Tensor:
         return _sum_of_tangents(mix, ctx, dweights, db)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        return mix(*_with_batch(info, in_dims, tensors)), 0
