@@ -6,9 +6,10 @@ on the very same (already rounded) inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -86,9 +87,14 @@ class Case:
 
 
 def run(
-    function: Callable[..., Any], tensors: Tensors, options: dict[str, Any], *, exact: bool
+    function: Callable[..., Any],
+    tensors: Tensors,
+    options: dict[str, Any],
+    arriving: Mapping[str, float] = MappingProxyType({}),
+    *,
+    exact: bool,
 ) -> Tensors:
-    """out, the final state and d<name> of every leaf, for random incoming gradients of both."""
+    """out, the final state and d<name> of every leaf, for random gradients times `arriving`."""
     leaves = {
         name: (t.double() if exact else t).detach().requires_grad_()
         for name, t in tensors.items()
@@ -103,15 +109,15 @@ def run(
     results = {"out": out}
     results |= {"s": state[0], "z": state[1]} if isinstance(state, tuple) else {"s": state}
     generator = torch.Generator().manual_seed(1)
-    arriving = [
-        torch.randn(t.shape, generator=generator).to(
+    gradients = [
+        (arriving.get(n, 1.0) * torch.randn(t.shape, generator=generator)).to(
             t.device, tensors["q"].dtype if n == "out" else t.dtype
         )
         for n, t in results.items()
     ]
-    arriving = [g.to(t.dtype) for g, t in zip(arriving, results.values(), strict=True)]
+    gradients = [g.to(t.dtype) for g, t in zip(gradients, results.values(), strict=True)]
     found = torch.autograd.grad(
-        list(results.values()), list(leaves.values()), arriving, allow_unused=True
+        list(results.values()), list(leaves.values()), gradients, allow_unused=True
     )
     results |= {
         f"d{name}": torch.zeros_like(leaves[name]) if gradient is None else gradient
@@ -132,11 +138,13 @@ def compare(actual: Tensors, exact: Tensors, dtype: torch.dtype) -> None:
         assert error <= LIMIT[dtype] * size, f"{name}: error {error:.3g} of {size:.3g}"
 
 
-def truth(tensors: Tensors, options: dict[str, Any]) -> Tensors:
+def truth(
+    tensors: Tensors, options: dict[str, Any], arriving: Mapping[str, float] = MappingProxyType({})
+) -> Tensors:
     """The reference in float64; it takes a feature map as a function."""
     if "feature_map" in options:
         options = options | {"feature_map": feature_maps.NAMED[options["feature_map"]]}
-    return run(reference.linear_attention, tensors, options, exact=True)
+    return run(reference.linear_attention, tensors, options, arriving, exact=True)
 
 
 def check(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Tensors:

@@ -28,10 +28,13 @@ struct StateSum {
     clear(state.z);
   }
 
+  CUTE_DEVICE static float feature_size(const Element* /*keys*/, int /*token*/) { return 1.0f; }
+
   CUTE_DEVICE void add(const Element* keys, const Element* values, const float* weights,
-                       bool weighted, int, Term term, const float* extra_values) {
+                       bool weighted, int, Term term, const float* extra_values,
+                       float extra_range) {
     multiply_values<Config, Walk::kForwards, false>(keys, values, weights, weighted, term,
-                                                    extra_values, 0, state.z, state);
+                                                    extra_values, extra_range, 0, state.z, state);
   }
 
   CUTE_DEVICE void store(const StatePart& to, const Operand&, bool with_z) {
@@ -85,18 +88,20 @@ __global__ void __launch_bounds__(Sum::Config::kThreads, Sum::Config::kBlocks)
     __syncthreads();  // this chunk is here, the other stage is used up
     fetch(n + 1);
     if (threadIdx.x < 32)
-      weigh_tokens<kWalk>(stage.numbers, shared.weights, shape, params.numbers, tokens);
+      weigh_tokens<kWalk, typename Sum::Element>(
+          stage.numbers, shared.weights, shape, params.numbers, tokens,
+          [&](int token) { return Sum::feature_size(stage.keys, token); });
     __syncthreads();  // the weights are complete
-    if (shape.decay.data) {
-      decay *= shared.weights.total;
-      sum.state.decay(shared.weights.total);
-    }
+    decay *= shared.weights.total;
+    const float extra_range = with_z ? shared.weights.extra_range : 1.0f;
     auto add = [&](Term term) {
       sum.add(stage.keys, stage.values, shared.weights.write, weighted, tokens, term,
-              with_z ? stage.numbers.extra : nullptr);
+              with_z ? stage.numbers.extra : nullptr, extra_range);
     };
-    add(Term::kFirst);
-    if (params.exact) add(Term::kSecond);
+    update_state<typename Sum::Element>(sum.state, shared.weights, shape, extra_range, [&] {
+      add(Term::kFirst);
+      if (params.exact) add(Term::kSecond);
+    });
   }
 
   std::int64_t pair = place.pair(shape);

@@ -147,13 +147,14 @@ CUTE_DEVICE void multiply_state(const typename Config::Element* queries,
   }
 }
 
-/// state += (weighted keys)^T values, z likewise if it has values, and, if it kReads, out += scores
-/// values.
+/// state += (weighted keys)^T values, z likewise with extra values times extra_range if there are
+/// any, and, if it kReads, out += scores values.
 template <class Config, Walk kWalk, bool kReads, class Scores, class Out>
 CUTE_DEVICE void multiply_values(const typename Config::Element* keys,
                                  const typename Config::Element* values, const float* weights,
                                  bool weighted, Term term, const float* extra_values,
-                                 const Scores& scores, Out& out, State<Config>& state) {
+                                 float extra_range, const Scores& scores, Out& out,
+                                 State<Config>& state) {
   using Element = typename Config::Element;
   constexpr int kRowTiles = Config::kDim / kChunk;
   auto key_block = shared_operand<Config, Role::kRows, true, kRowTiles>(keys);
@@ -177,7 +178,8 @@ CUTE_DEVICE void multiply_values(const typename Config::Element* keys,
     Tensor extra = make_tensor<Element>(Shape<_4>{});
     CUTE_UNROLL
     for (int n = 0; n < 4; ++n)
-      extra(n) = Element(extra_values[k * kTile + threadIdx.x % 4 * 2 + n % 2 + n / 2 * 8]);
+      extra(n) =
+          Element(extra_range * extra_values[k * kTile + threadIdx.x % 4 * 2 + n % 2 + n / 2 * 8]);
     CUTE_UNROLL
     for (int m = 0; m < kRowTiles; ++m)
       gemm(typename Config::Mma{}, channels(_, m), extra, state.z(_, m, 0));

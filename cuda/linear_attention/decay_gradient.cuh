@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(Config::kThreads)
   multiply_rows(shared, params.q, params.k, place, tokens, scores);
   multiply_rows(shared, params.dout, params.v, place, tokens, gradients);
   if (threadIdx.x < 32)
-    weigh_tokens<Walk::kForwards>(shared.numbers, shared.weights, shape, params.numbers,
-                                  tokens.size());
+    weigh_tokens<Walk::kForwards, typename Config::Element>(
+        shared.numbers, shared.weights, shape, params.numbers, tokens.size(), size_one);
   __syncthreads();  // the weights are complete
 
   if (params.feature_map == FeatureMap::kTaylor2) weigh_taylor2(scores, params.q.dim);

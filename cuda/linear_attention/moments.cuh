@@ -139,13 +139,13 @@ class Moments {
     }
   }
 
-  CUTE_DEVICE void decay(float factor) {
+  CUTE_DEVICE void scale(float factor, float factor_of_z) {
     CUTE_UNROLL
     for (int slot = 0; slot < kSlots; ++slot) {
       CUTE_UNROLL
       for (int n = 0; n < size(s_[slot]); ++n) s_[slot](n) *= factor;
       CUTE_UNROLL
-      for (int n = 0; n < size(z_[slot]); ++n) z_[slot](n) *= factor;
+      for (int n = 0; n < size(z_[slot]); ++n) z_[slot](n) *= factor_of_z;
     }
   }
 
@@ -157,10 +157,7 @@ class Moments {
       CUTE_UNROLL
       for (int n = 0; n < size(s_[slot]); ++n) found = fmaxf(found, fabsf(s_[slot](n)));
     }
-    CUTE_UNROLL
-    for (int distance = 1; distance < 32; distance *= 2)
-      found = fmaxf(found, __shfl_xor_sync(0xffffffff, found, distance));
-    return found;
+    return peak_of_warp(found);
   }
 
   /// The moments times a factor to shared memory, rounded.
@@ -190,9 +187,22 @@ class Moments {
     }
   }
 
+  /// How large the features of a token are.
+  CUTE_DEVICE static float feature_size(const Element* x, int token) {
+    float peak = 1.0f;
+    CUTE_UNROLL
+    for (int first = 0; first < kTokenDim; first += 8) {
+      auto eight = *reinterpret_cast<const cutlass::AlignedArray<Element, 8>*>(
+          x + token * kTokenPitch + first);
+      CUTE_UNROLL
+      for (int n = 0; n < 8; ++n) peak = fmaxf(peak, fabsf(float(eight[n])));
+    }
+    return peak * peak;
+  }
+
   /// Adds tokens x with values y of a chunk; with_z: and with extra values, or 1 for null.
   CUTE_DEVICE void add(const Element* x, const Element* y, const float* weights, int tokens,
-                       Term term, bool with_z, const float* extra_values) {
+                       Term term, bool with_z, const float* extra_values, float extra_range) {
     CUTE_NO_UNROLL
     for (int k = 0; k < kTiles; ++k) {
       auto channels = load_operand<Role::kRows, true>(x + k * kTile * kTokenPitch, kTokenPitch);
@@ -206,7 +216,7 @@ class Moments {
       for (int n = 0; n < 4; ++n) {
         token[n] = k * kTile + threadIdx.x % 4 * 2 + n % 2 + n / 2 * 8;
         weight[n] = token[n] < tokens ? weights[token[n]] : 0.0f;
-        extra(n) = Element(extra_values ? extra_values[token[n]] : 1.0f);
+        extra(n) = Element(extra_range * (extra_values ? extra_values[token[n]] : 1.0f));
       }
       CUTE_UNROLL
       for (int slot = 0; slot < kSlots; ++slot) {
@@ -287,9 +297,13 @@ struct MomentSum {
 
   CUTE_DEVICE MomentSum() { state.clear(); }
 
+  CUTE_DEVICE static float feature_size(const Element* x, int token) {
+    return Moments<Config>::feature_size(x, token);
+  }
+
   CUTE_DEVICE void add(const Element* x, const Element* y, const float* weights, bool, int tokens,
-                       Term term, const float* extra_values) {
-    state.add(x, y, weights, tokens, term, extra_values, extra_values);
+                       Term term, const float* extra_values, float extra_range) {
+    state.add(x, y, weights, tokens, term, extra_values, extra_values, extra_range);
   }
 
   CUTE_DEVICE void store(const StatePart& to, const Operand& x, bool with_z) {

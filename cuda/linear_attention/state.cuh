@@ -2,6 +2,7 @@
 // copy of the element type in shared memory is what queries are multiplied with.
 #pragma once
 
+#include "range.cuh"
 #include "tokens.cuh"
 
 namespace tileattn::cuda {
@@ -50,20 +51,6 @@ template <class Element>
 CUTE_DEVICE float term_of(float x, Term term) {
   return term == Term::kFirst ? x : x - float(Element(x));
 }
-
-/// Whether sums over many tokens may be beyond the largest Element.
-template <class Element>
-constexpr bool kNarrow = std::is_same_v<Element, cutlass::half_t>;
-
-/// What brings numbers up to `peak` into the range of float16: 1, or a lower power of two.
-CUTE_DEVICE float range_factor(float peak) {
-  constexpr int kBias = 127, kLargest = 14;
-  int exponent = (__float_as_int(peak) >> 23) - kBias;
-  return exponent <= kLargest ? 1.0f : __int_as_float((kBias + kLargest - exponent) << 23);
-}
-
-/// 1 / x of a power of two.
-CUTE_DEVICE float inverse_power(float x) { return __int_as_float((254 << 23) - __float_as_int(x)); }
 
 template <class Config>
 struct State {
@@ -114,10 +101,10 @@ struct State {
     for (int n = 0; n < size(s); ++n) s(n) *= factor;
   }
 
-  CUTE_DEVICE void decay(float factor) {
+  CUTE_DEVICE void scale(float factor, float factor_of_z) {
     scale(factor);
     CUTE_UNROLL
-    for (int n = 0; n < size(z); ++n) z(n) *= factor;
+    for (int n = 0; n < size(z); ++n) z(n) *= factor_of_z;
   }
 
   /// The largest of the warp's values in size.
@@ -125,10 +112,7 @@ struct State {
     float found = 0.0f;
     CUTE_UNROLL
     for (int n = 0; n < size(s); ++n) found = fmaxf(found, fabsf(s(n)));
-    CUTE_UNROLL
-    for (int distance = 1; distance < 32; distance *= 2)
-      found = fmaxf(found, __shfl_xor_sync(0xffffffff, found, distance));
-    return found;
+    return peak_of_warp(found);
   }
 
   /// The state to shared memory, rounded.

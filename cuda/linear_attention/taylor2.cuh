@@ -110,7 +110,10 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
       if (with_z()) state_.share_z(shared_.z);
     }
     if (threadIdx.x < 32)
-      weigh_tokens<kWalk>(stage.numbers, shared_.weights, shape_, params_.numbers, tokens.size());
+      weigh_tokens<kWalk, Element>(
+          stage.numbers, shared_.weights, shape_, params_.numbers, tokens.size(), [&](int token) {
+            return params_.causal ? Moments<Config>::feature_size(stage.x_added, token) : 1.0f;
+          });
     __syncthreads();  // state and weights are complete
     if constexpr (kOfTokens) read_tokens(n, stage, tokens);
     else read_values(n, stage, tokens);
@@ -159,13 +162,14 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
   /// out, or dv.
   CUTE_DEVICE void read_values(int n, const Stage& stage, Range tokens) {
     Tensor out = tile_sums<Config, kMomentValues>();
-    float denominators[2] = {0.0f, 0.0f};
-    multiply_moments(stage, out, denominators);
+    float denominators[2] = {0.0f, 0.0f}, ranges[2];
+    multiply_moments(stage, out, denominators, ranges);
     float inverse_factor = inverse_power(Base::state_factor(n));
     auto rows = by_rows(out);
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      float read = shape_.decay.data ? shared_.weights.read[row_of(r)] : 1.0f;
+      float read = inverse_power(ranges[r]);
+      if (shape_.decay.data) read *= shared_.weights.read[row_of(r)];
       denominators[r] *= read;
       CUTE_UNROLL
       for (int c = 0; c < size<1>(rows); ++c) rows(r, c) *= read * inverse_factor;
@@ -177,32 +181,41 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
       weigh_taylor2(scores, dim());
       weigh_scores<Config, kWalk>(by_rows(scores), stage.numbers, of_queries, false);
       if (with_z()) Base::add_scores(by_rows(scores), denominators);
+      const RowRange<Element> range(by_rows(scores), rows);
       multiply_scores<kMomentValues>(out, scores, stage.y_added, kValuePitch);
+      range.leave(rows);
     }
     if (with_z()) Base::divide(rows, denominators, tokens);
     else if (of_queries) Base::scale(rows, stage.numbers);
     store(rows, tokens);
   }
 
-  /// out += phi(x)^T S, and denominators += phi(x) . z.
+  /// out += phi(x)^T S, and denominators += phi(x) . z, both times a power of two for each row.
   template <class Out>
-  CUTE_DEVICE void multiply_moments(const Stage& stage, Out& out, float (&denominators)[2]) const {
+  CUTE_DEVICE void multiply_moments(const Stage& stage, Out& out, float (&denominators)[2],
+                                    float (&ranges)[2]) const {
     auto x = x_of_rows(stage);
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r)
+      ranges[r] = kNarrow<Element>
+                      ? range_factor(Moments<Config>::feature_size(stage.x_read, row_of(r)))
+                      : 1.0f;
     CUTE_NO_UNROLL
     for (int g = 0; g < kGroups; ++g) {
-      float factor[2] = {1.0f, 1.0f};
+      float factor[2];
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) {
-        if (g < kTokenDim) factor[r] = 0.5f * root() * root() * x_of_row(stage, r, g);
-        else if (g == kLinearGroup) factor[r] = root();
+        factor[r] = ranges[r];
+        if (g < kTokenDim) factor[r] *= 0.5f * root() * root() * x_of_row(stage, r, g);
+        else if (g == kLinearGroup) factor[r] *= root();
       }
       Tensor features = make_tensor<Element>(Shape<_8>{});
       const float* z = shared_.z + g * kZPitch;
       CUTE_UNROLL
       for (int i = 0; i < 8; ++i) {  // ((pair of channels, row), 8 channels)
         int channel = threadIdx.x % 4 * 2 + i % 2 + i / 4 * 8;
-        float feature = g == kConstantGroup ? float(channel == 0) : float(x(i)) * factor[i / 2 % 2];
-        features(i) = Element(feature);
+        float feature = g == kConstantGroup ? float(channel == 0) : float(x(i));
+        features(i) = Element(feature * factor[i / 2 % 2]);
         if (with_z()) denominators[i / 2 % 2] += float(features(i)) * z[channel];
       }
       const Element* state = shared_.state + g * kGroupPitch;
@@ -264,7 +277,9 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
         float slope = root() * (1.0f + root() * scores(i));
         gradients(i) = gradients(i) == 0.0f ? 0.0f : gradients(i) * slope;
       }
+      const RowRange<Element> range(by_rows(gradients), out);
       multiply_scores<kTokenDim>(linear, gradients, stage.x_added, kTokenPitch);
+      range.leave(out);
     }
     if (params_.numbers.of_queries) Base::scale(out, stage.numbers);
     Base::store_part(params_.partial + place_.slice * shape_.rows() * dim(), dim(), 0, out, tokens);
@@ -315,14 +330,17 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
   }
 
   CUTE_DEVICE void add(const Stage& stage, Range tokens) {
-    if (shape_.decay.data) state_.decay(shared_.weights.total);
     const float* extra = kOfTokens && params_.numbers.of_queries ? nullptr : stage.numbers.extra;
+    const SharedWeights& weights = shared_.weights;
+    const float extra_range = extra ? weights.extra_range : 1.0f;
     auto add_term = [&](Term term) {
-      state_.add(stage.x_added, stage.y_added, shared_.weights.write, tokens.size(), term, with_z(),
-                 extra);
+      state_.add(stage.x_added, stage.y_added, weights.write, tokens.size(), term, with_z(), extra,
+                 extra_range);
     };
-    add_term(Term::kFirst);
-    if (params_.exact) add_term(Term::kSecond);
+    update_state<Element>(state_, weights, shape_, extra_range, [&] {
+      add_term(Term::kFirst);
+      if (params_.exact) add_term(Term::kSecond);
+    });
   }
 
   template <class Rows>

@@ -20,7 +20,7 @@
 // Roofline at D = 128, a token and head: 1024 bytes of memory (q, k, v, out; the slices of a head
 // share queries and keys in the L2 cache, 1280 bytes are read in all); 2560 of the backward, whose
 // blocks of dk and dv share what they read too. Counted in the PTX simulator, forward with a decay,
-// a warp and chunk: 188 mma, 92 ldmatrix, 3000 instructions (float16: 3200), 1450 of them integer
+// a warp and chunk: 188 mma, 92 ldmatrix, 3200 instructions (float16: 3500), 1500 of them integer
 // (addresses): it is the issue of instructions that bounds it, before tensor cores and memory.
 #pragma once
 
@@ -69,6 +69,7 @@ CUTE_DEVICE void add_extra_row(const typename Config::Element* values, const Sha
   for (int n = 0; n < 2; ++n) {
     sum[n] += __shfl_xor_sync(0xffffffff, sum[n], 8);
     sum[n] += __shfl_xor_sync(0xffffffff, sum[n], 16);
+    if (kNarrow<Element>) sum[n] *= inverse_power(weights.range);
     if (threadIdx.x % 32 < 8) to[column + n] = weights.total * z[column + n] + sum[n];
   }
 }
@@ -153,7 +154,8 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
       if (z_is_column()) state_.share_z(shared_.z);
     }
     if (threadIdx.x < 32)
-      weigh_tokens<kWalk>(stage.numbers, shared_.weights, shape_, params_.numbers, tokens.size());
+      weigh_tokens<kWalk, Element>(stage.numbers, shared_.weights, shape_, params_.numbers,
+                                   tokens.size(), size_one);
     Tensor scores = row_sums<Config>();
     if (params_.causal) multiply_keys<Config, kWalk>(stage.queries, stage.keys, scores);
     __syncthreads();  // state and weights are complete
@@ -176,15 +178,18 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
     if (params_.causal) {
       weigh_scores<Config, kWalk>(by_rows(scores), stage.numbers, kOfQueries, z_is_row());
       if (z_is_column()) Base::add_scores(by_rows(scores), denominators);
-      if (shape_.decay.data) state_.decay(weights.total);
       const bool weighted = weighs_keys(shape_, params_.numbers);
       const float* extra_values = z_is_column() ? stage.numbers.extra : nullptr;
-      multiply_values<Config, kWalk, true>(stage.keys, stage.values, weights.write, weighted,
-                                           Term::kFirst, extra_values,
-                                           as_operand_a<Element>(scores), out, state_);
-      if (is_exact())
-        multiply_values<Config, kWalk, false>(stage.keys, stage.values, weights.write, weighted,
-                                              Term::kSecond, extra_values, 0, out, state_);
+      const RowRange<Element> range(by_rows(scores), by_rows(out));
+      update_state<Element>(state_, weights, shape_, 1.0f, [&] {
+        multiply_values<Config, kWalk, true>(stage.keys, stage.values, weights.write, weighted,
+                                             Term::kFirst, extra_values, 1.0f,
+                                             as_operand_a<Element>(scores), out, state_);
+        if (is_exact())
+          multiply_values<Config, kWalk, false>(stage.keys, stage.values, weights.write, weighted,
+                                                Term::kSecond, extra_values, 1.0f, 0, out, state_);
+      });
+      range.leave(by_rows(out));
       if (z_is_row())
         add_extra_row<Config>(stage.values, stage.numbers, kOfQueries, weights, z_row(n),
                               z_row(n + 1));

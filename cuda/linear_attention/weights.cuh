@@ -8,7 +8,7 @@
 // Every exponent is <= 0. Queries or keys may have factors, and one channel more, in fp32.
 #pragma once
 
-#include "softmax_attention/scores.cuh"
+#include "range.cuh"
 #include "tokens.cuh"
 
 namespace tileattn::cuda {
@@ -40,8 +40,10 @@ struct SharedNumbers {
 /// What follows from them.
 struct SharedWeights {
   float read[kChunk];   // r_i
-  float write[kChunk];  // c_j times the key's factor
+  float write[kChunk];  // c_j times the key's factor, times `range`
   float total;          // 2^G_n-1
+  float range;          // 1, or a power of two
+  float extra_range;    // likewise, of the extra values
 };
 
 /// Whether keys are weighted at all before they are added to the state.
@@ -69,10 +71,14 @@ CUTE_DEVICE float scan_lanes(float value) {
   return value;
 }
 
-/// One warp computes the weights of `tokens` tokens, two a lane.
-template <Walk kWalk>
+/// Of tokens that are added as they are.
+CUTE_DEVICE float size_one(int /*token*/) { return 1.0f; }
+
+/// One warp computes the weights of `tokens` tokens, two a lane. size(token): how much larger than
+/// its numbers is what a token adds to the state.
+template <Walk kWalk, class Element, class Size>
 CUTE_DEVICE void weigh_tokens(SharedNumbers& own, SharedWeights& weights, const LinearShape& shape,
-                              const TokenNumbers& numbers, int tokens) {
+                              const TokenNumbers& numbers, int tokens, const Size& size) {
   int lane = threadIdx.x % 32;
   float sum[2];
   CUTE_UNROLL
@@ -82,6 +88,7 @@ CUTE_DEVICE void weigh_tokens(SharedNumbers& own, SharedWeights& weights, const 
   }
   sum[1] += __shfl_sync(0xffffffff, sum[0], 31);
   float total = __shfl_sync(0xffffffff, sum[1], 31);
+  float write[2], peak = 0.0f, extra_peak = 0.0f;
   CUTE_UNROLL
   for (int n = 0; n < 2; ++n) {
     int token = lane + 32 * n;
@@ -91,12 +98,43 @@ CUTE_DEVICE void weigh_tokens(SharedNumbers& own, SharedWeights& weights, const 
     float before = exp2_approx(sum[n]), after = exp2_approx(total - sum[n]);
     own.sum[token] = sum[n];
     own.factor[token] = factor;
-    if (!numbers.extra || !exists) own.extra[token] = 1.0f;
+    if (!numbers.extra || !exists) own.extra[token] = exists ? 1.0f : 0.0f;
     weights.read[token] = kWalk == Walk::kForwards ? before : after;
-    weights.write[token] =
-        (kWalk == Walk::kForwards ? after : before) * (numbers.of_queries ? 1.0f : factor);
+    write[n] = (kWalk == Walk::kForwards ? after : before) * (numbers.of_queries ? 1.0f : factor);
+    if (kNarrow<Element> && exists) {
+      peak = fmaxf(peak, fabsf(write[n]) * size(token));
+      extra_peak = fmaxf(extra_peak, fabsf(own.extra[token]));
+    }
   }
-  if (lane == 0) weights.total = exp2_approx(total);
+  float range = 1.0f, extra_range = 1.0f;
+  if constexpr (kNarrow<Element>) {
+    range = weight_factor(peak_of_warp(peak));
+    extra_range = range_factor(peak_of_warp(extra_peak));
+  }
+  CUTE_UNROLL
+  for (int n = 0; n < 2; ++n) weights.write[lane + 32 * n] = write[n] * range;
+  if (lane != 0) return;
+  weights.total = exp2_approx(total);
+  weights.range = range;
+  weights.extra_range = extra_range;
+}
+
+/// What a chunk does to the state: it decays, and add() adds the products of weighted keys, those
+/// that belong to z times extra_range.
+template <class Element, class State, class Add>
+CUTE_DEVICE void update_state(State& state, const SharedWeights& weights, const LinearShape& shape,
+                              float extra_range, const Add& add) {
+  const float factor = weights.total * weights.range;
+  if (!kNarrow<Element>) {
+    if (shape.decay.data) state.scale(factor, factor);
+  } else if (factor != 1.0f || extra_range != 1.0f) {
+    state.scale(factor, factor * extra_range);
+  }
+  add();
+  if (kNarrow<Element> && (weights.range != 1.0f || extra_range != 1.0f)) {
+    const float back = inverse_power(weights.range);
+    state.scale(back, back * inverse_power(extra_range));
+  }
 }
 
 }  // namespace tileattn::cuda
