@@ -34,10 +34,11 @@ struct FewRows {
   /// products[j] = x . row j
   void dot(const float* x, int dim, float* products) const {
     constexpr int kTogether = 4;  // as many independent sums
-    for (int j = 0; j < kFewTokens; j += kWidth) {
-      Vec partial[kWidth];
+    constexpr int kProducts = kWidth < kFewTokens ? kWidth : kFewTokens;
+    for (int j = 0; j < kFewTokens; j += kProducts) {
+      Vec partial[kWidth] = {};
 #pragma GCC unroll 4
-      for (int first = 0; first < kWidth; first += kTogether) {
+      for (int first = 0; first < kProducts; first += kTogether) {
         Vec sum[kTogether] = {};
         for (int d = 0; d < dim; d += kWidth) {
           const Vec element = load(x + d);
@@ -47,7 +48,8 @@ struct FewRows {
 #pragma GCC unroll 4
         for (int i = 0; i < kTogether; ++i) partial[first + i] = sum[i];
       }
-      store(products + j, sum_each(partial));
+      const Vec sums = sum_each(partial);
+      __builtin_memcpy(products + j, &sums, kProducts * sizeof(float));
     }
   }
 
@@ -65,7 +67,7 @@ struct FewRows {
   void add_all_to(float* sum, int dim, const float* factors) const {
     for (int d = 0; d < dim; d += kWidth) {
       Vec total = load(sum + d);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
       for (int j = 0; j < kFewTokens; ++j) total += factors[j] * load(row[j] + d);
       store(sum + d, total);
     }
@@ -177,12 +179,14 @@ class FewQueries {
       for (int column = run.begin; column < run.end; column += kFewTokens) {
         ask_for(column + kFewTokens, run.end);
         for (int h = 0; h < heads_; ++h) {
-          // All heads of the next tokens are more than the first level keeps.
-          ahead.spend<2>(kFewTokens * dim * size);
+          // Half before and half after: at once they would wait for one another. Not into the first
+          // level, where rows at work are.
+          ahead.spend<2>(kFewTokens * dim * size / 2);
           const FewRows rows(tiles_.rows(keys, 0, x, extra, first_ + h), column, run.end, dim,
                              strip_);
           for (int row = row_of(h * group_); row < row_of((h + 1) * group_); ++row)
             visit(rows, row, column);
+          ahead.spend<2>(kFewTokens * dim * size / 2);
         }
       }
     });

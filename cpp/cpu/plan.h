@@ -26,7 +26,9 @@ TILEATTN_HOST_DEVICE constexpr int round_up(int n, int granule) {
 
 // Few queries of a key head cost less where its keys lie than they gain from packed ones.
 constexpr int kFewQueries = 8;
-constexpr int kFewTokens = kColumnGranule;  // whose rows of all heads are read together
+// Keys and values of so many tokens are read together, of all heads; while that is done, the next
+// ones are asked for. More of them cost half the bandwidth of the memory.
+constexpr int kFewTokens = 8;
 
 /// How a grid of tokens is cut. Boxes of up to kTile.queries queries; boxes of up to kPanel
 /// keys, and boxes of up to kPanelsPerTile of those, which are the key tiles.
