@@ -18,6 +18,7 @@ from tileattn.cli import app, verify
 from tileattn.cli.grid_workloads import GridWorkload
 from tileattn.cli.linear_workloads import LinearWorkload
 from tileattn.cli.presets import PRESETS
+from tileattn.cli.workloads import Workload
 
 PNG = b"\x89PNG"
 
@@ -85,6 +86,33 @@ def test_bench_writes_figures_and_a_picture(tmp_path: Path) -> None:
     assert kernels == ["tileattn", "sdpa"] * 2
     assert all(row["median_ms"] >= row["min_ms"] > 0 for row in record["results"])
     assert files[1].read_bytes().startswith(PNG)
+
+
+def test_bench_names_what_holds_libraries_to_an_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    figures = tmp_path / "figures.json"
+    result = call("bench", "-n", "64", "--seconds", "0", "--json", str(figures))
+    assert result.exit_code == 0, result.output
+    environment = json.loads(figures.read_text())["conditions"]["environment"]
+    assert environment["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert "ATEN_CPU_CAPABILITY" not in environment
+
+
+def test_bench_of_decoding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = Workload(96, 2, 4, 2, 8, queries=3)
+    monkeypatch.setitem(PRESETS, "cpu-decode", (small,))
+    figures = tmp_path / "figures.json"
+    result = call("bench", "--preset", "cpu-decode", "--seconds", "0", "--json", str(figures))
+    assert result.exit_code == 0, result.output
+    assert [row["workload"] for row in json.loads(figures.read_text())["results"]] == [
+        "fp32 B2 H4/2 S96 D8 Q3 fwd"
+    ] * 2
+    assert small.flops == 2 * 2 * 2 * 4 * 8 * 3 * 96
+    shapes = [tuple(f().shape) for f in small.functions("cpu", False).values()]
+    assert shapes == [(2, 3, 4, 8), (2, 4, 3, 8)]
 
 
 def test_bench_of_a_neighborhood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

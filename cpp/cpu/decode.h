@@ -177,7 +177,7 @@ class FewQueries {
     };
     visibility.for_each_run_of_keys(0, [&](Range run) {
       for (int column = run.begin; column < run.end; column += kFewTokens) {
-        ask_for(column + kFewTokens, run.end);
+        ask_for(column + 2 * kFewTokens, run.end);
         for (int h = 0; h < heads_; ++h) {
           // Half before and half after: at once they would wait for one another. Not into the first
           // level, where rows at work are.

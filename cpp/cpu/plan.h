@@ -26,8 +26,8 @@ TILEATTN_HOST_DEVICE constexpr int round_up(int n, int granule) {
 
 // Few queries of a key head cost less where its keys lie than they gain from packed ones.
 constexpr int kFewQueries = 8;
-// Keys and values of so many tokens are read together, of all heads; while that is done, the next
-// ones are asked for. More of them cost half the bandwidth of the memory.
+// Keys and values of so many tokens are read together, of all heads; while that is done, those two
+// steps ahead are asked for. More at once cost up to half of the bandwidth of the memory.
 constexpr int kFewTokens = 8;
 
 /// How a grid of tokens is cut. Boxes of up to kTile.queries queries; boxes of up to kPanel

@@ -12,6 +12,14 @@ import torch
 
 import tileattn
 
+#: Environment variables that hold tileattn, torch, MKL and oneDNN to an older instruction set.
+INSTRUCTION_SETS = (
+    "TILEATTN_INSTRUCTION_SET",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+)
+
 
 def cpu_name() -> str:
     """The model name that the system gives, or its architecture."""
@@ -61,6 +69,7 @@ def conditions(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "instruction_set": instruction_set(),
+        "environment": {name: os.environ[name] for name in INSTRUCTION_SETS if name in os.environ},
         "tileattn": tileattn.__version__,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,

@@ -43,6 +43,16 @@ PRESETS: dict[str, tuple[Problem, ...]] = {
         Workload(4096, dtype="bf16"),
         Workload(4096, dtype="bf16", backward=True),
     ),
+    "cpu-fp32": tuple(
+        Workload(length, dim=dim, backward=backward)
+        for length in (1024, 2048)
+        for dim in (64, 128)
+        for backward in (False, True)
+    ),
+    "cpu-decode": tuple(
+        Workload(1024, 64, 8, heads_kv, dim, queries=1)
+        for heads_kv, dim in ((8, 64), (8, 128), (2, 64))
+    ),
     "cpu-bf16": tuple(
         Workload(length, dim=dim, dtype="bf16", causal=causal, backward=backward)
         for dim in (64, 128)

@@ -47,7 +47,10 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Workload:
-    """Self-attention on standard normal inputs."""
+    """Attention on standard normal inputs.
+
+    queries: as many as keys if None; else neither ``causal`` nor a window goes with them.
+    """
 
     length: int
     batch: int = 1
@@ -58,6 +61,7 @@ class Workload:
     causal: bool = False
     window: tuple[int, int] | None = None
     backward: bool = False
+    queries: int | None = None
     baseline: str = field(default="sdpa", init=False)
 
     @property
@@ -65,6 +69,7 @@ class Workload:
         parts = [
             self.dtype,
             f"B{self.batch} {self._heads} S{self.length} D{self.dim}",
+            "" if self.queries is None else f"Q{self.queries}",
             "causal" if self.causal else "",
             f"window {self.window}" if self.window else "",
             "fwd+bwd" if self.backward else "fwd",
@@ -78,6 +83,8 @@ class Workload:
     @property
     def visible_pairs(self) -> int:
         """Query-key pairs that the definition makes visible, in one head."""
+        if self.queries is not None:
+            return self.queries * self.length
         position = torch.arange(self.length)
         left, right = self.window or (self.length, self.length)
         last = position if self.causal else (position + right).clamp(max=self.length - 1)
@@ -95,11 +102,12 @@ class Workload:
     def functions(self, device: str, flex: bool) -> dict[str, Function]:
         generator = torch.Generator().manual_seed(0)
 
-        def normal(heads: int) -> Tensor:
-            drawn = torch.randn(self.batch, self.length, heads, self.dim, generator=generator)
+        def normal(heads: int, length: int = self.length) -> Tensor:
+            drawn = torch.randn(self.batch, length, heads, self.dim, generator=generator)
             return drawn.to(device, DTYPES[self.dtype]).requires_grad_(self.backward)
 
-        ours = [normal(heads) for heads in (self.heads, self.heads_kv, self.heads_kv)]
+        queries = self.length if self.queries is None else self.queries
+        ours = [normal(self.heads, queries), normal(self.heads_kv), normal(self.heads_kv)]
         heads_first = [leaf(t.transpose(1, 2), self.backward) for t in ours]
         peers = self._sdpa(device)
         if flex:
