@@ -80,6 +80,20 @@ def check_int(name: str, value: Any, minimum: int = 1) -> int:
     return result
 
 
+def known(condition: bool) -> bool:
+    """Whether it holds of the sizes that are known: not of symbolic ones that may be otherwise.
+
+    To ask those would bound them, and torch.export refuses a ``Dim`` without that bound. Kernels
+    look at real sizes themselves.
+    """
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy
+
+    sure: bool = statically_known_true(condition)
+    return sure
+
+
 def require_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {describe(value)}; it must be a tensor")
@@ -145,7 +159,7 @@ def _check_sizes(q: Tensor, k: Tensor, v: Tensor) -> None:
         if tensor.shape[-1] == 0:
             raise ValueError(f"{name} has head_dim 0; it must be at least 1")
     for name, tensor in (("q", q), ("k", k)):
-        if tensor.shape[-3] >= MAX_TOKENS:
+        if known(tensor.shape[-3] >= MAX_TOKENS):
             raise ValueError(f"{name} has {tensor.shape[-3]} tokens; allowed: below {MAX_TOKENS}")
 
 
@@ -154,7 +168,7 @@ def check_window(window: Window | None, sink_tokens: int) -> tuple[int, int, int
 
     Numbers beyond any length become the largest that the kernels take.
     """
-    sink_tokens = min(check_int("sink_tokens", sink_tokens, 0), MAX_TOKENS)
+    sink_tokens = _in_range(check_int("sink_tokens", sink_tokens, 0))
     if window is None:
         return -1, -1, sink_tokens
     pair = entries(window)
@@ -178,7 +192,11 @@ def _check_side(name: str, side: int | None) -> int:
         raise wrong_type(f"window: {name}", side, "an int >= 0 or None")
     if side < 0:
         raise ValueError(f"window: {name} is {side}; it must be >= 0, or None for unlimited")
-    return min(side, MAX_TOKENS)
+    return _in_range(side)
+
+
+def _in_range(distance: int) -> int:
+    return MAX_TOKENS if known(distance > MAX_TOKENS) else distance
 
 
 def check_number(name: str, value: Any, minimum: float = -FLOAT32.max) -> float:
@@ -239,7 +257,7 @@ def check_slopes(slopes: Tensor, q: Tensor, batch: int) -> None:
         raise TypeError(f"alibi_slopes has dtype {slopes.dtype}; it must be torch.float32")
     require_device("alibi_slopes", slopes, q)
     heads = q.shape[-2]
-    if tuple(slopes.shape) not in ((heads,), (batch, heads)):
+    if tuple(slopes.shape) != ((heads,) if slopes.dim() == 1 else (batch, heads)):
         raise ValueError(
             f"alibi_slopes has shape {list(slopes.shape)}; allowed: [heads] = [{heads}] or "
             f"[batch, heads] = [{batch}, {heads}]"

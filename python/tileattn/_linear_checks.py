@@ -49,7 +49,7 @@ def check_decay(log_decay: Tensor, k: Tensor, heads: int, causal: bool) -> None:
         raise TypeError(f"log_decay has dtype {log_decay.dtype}; it must be a floating dtype")
     require_device("log_decay", log_decay, k)
     full = (*k.shape[:2], heads)
-    if tuple(log_decay.shape) not in ((heads,), full):
+    if tuple(log_decay.shape) != ((heads,) if log_decay.dim() == 1 else full):
         raise ValueError(
             f"log_decay has shape {list(log_decay.shape)}; allowed: [heads] = [{heads}] or "
             f"[batch, tokens, heads] = {list(full)}"

@@ -47,7 +47,7 @@ def check_grid(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
     tokens = 1
     for length in grid:
         tokens *= length
-    if tokens >= _checks.MAX_TOKENS:
+    if _checks.known(tokens >= _checks.MAX_TOKENS):
         raise ValueError(f"the grid has {tokens} tokens; allowed: below {_checks.MAX_TOKENS}")
     return grid
 
@@ -68,9 +68,19 @@ def per_axis(name: str, value: PerAxis, rank: int, minimum: int) -> tuple[int, .
             raise _checks.wrong_type(name, n, allowed, axis)
         if n < minimum:
             raise ValueError(f"{name} is {n} on axis {axis}; it must be >= {minimum}")
-        if n >= _checks.MAX_TOKENS:
+        if _checks.known(n >= _checks.MAX_TOKENS):
             raise ValueError(f"{name} is {n} on axis {axis}; allowed: below {_checks.MAX_TOKENS}")
     return values
+
+
+def check_fit(grid: Sequence[int], windows: Sequence[int], dilations: Sequence[int]) -> None:
+    """No window reaches beyond its axis."""
+    for axis, (length, w, d) in enumerate(zip(grid, windows, dilations, strict=True)):
+        if _checks.known(w * d > length):
+            raise ValueError(
+                f"window is {w} on axis {axis} with dilation {d}; window * dilation, {w * d}, must "
+                f"be at most the length of the axis, {length}"
+            )
 
 
 def check_spec(
@@ -85,16 +95,12 @@ def check_spec(
     windows = per_axis("window", window, rank, 2)
     strides = per_axis("stride", stride, rank, 1)
     dilations = per_axis("dilation", dilation, rank, 1)
-    for axis, (length, w, s, d) in enumerate(zip(grid, windows, strides, dilations, strict=True)):
+    for axis, (w, s) in enumerate(zip(windows, strides, strict=True)):
         if s > w:
             raise ValueError(
                 f"stride is {s} on axis {axis}; it must be at most the window there, {w}"
             )
-        if w * d > length:
-            raise ValueError(
-                f"window is {w} on axis {axis} with dilation {d}; window * dilation, {w * d}, must "
-                f"be at most the length of the axis, {length}"
-            )
+    check_fit(grid, windows, dilations)
     return Spec(windows, strides, dilations, _flags(causal, rank), (0,) * rank, False)
 
 

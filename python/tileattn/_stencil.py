@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from tileattn import _transforms
+from tileattn._neighborhood_checks import check_fit
 from tileattn._ops import _LIBRARY
 from tileattn.reference.precision import exact_dtype
 
@@ -54,7 +55,8 @@ def slots(
     grid: Ints, spec: Sequence[Ints], device: torch.device
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """Slot, key of each query in it [tokens], and where it holds one (None: everywhere)."""
-    window, _, _, causal = spec
+    window, _, dilation, causal = spec
+    check_fit(grid, window, dilation)
     axes = [
         axis_slots(length, w, s, d, c, device)
         for length, w, s, d, c in zip(grid, *spec, strict=True)
@@ -70,11 +72,11 @@ def slots(
 
 
 def held_slots(grid: Ints, spec: Sequence[Ints], device: torch.device) -> Tensor:
-    """bool [tokens, slots]: False for a causal query's slots without a key."""
-    held = torch.ones(1, 1, dtype=torch.bool, device=device)
+    """bool [*grid, slots]: False for a causal query's slots without a key."""
+    held = torch.ones(1, dtype=torch.bool, device=device)
     for length, w, s, d, c in zip(grid, *spec, strict=True):
         there = axis_slots(length, w, s, d, c, device)[1]
-        held = (held[:, None, :, None] & there[None, :, None, :]).flatten(0, 1).flatten(1, 2)
+        held = (held[..., None, :, None] & there[:, None, :]).flatten(-2)
     return held
 
 

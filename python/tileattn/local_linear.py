@@ -1,7 +1,8 @@
 """Local linear attention and Parallax: softmax attention with a linear correction per query.
 
 Both are plain PyTorch, with no kernel of their own: blocks of queries meet all keys, so memory
-grows with the number of keys, not with its square; the backward computes each block again.
+grows with the number of keys, not with its square; the backward computes each block again. Programs
+of torch.export have one block of all queries.
 """
 
 from __future__ import annotations
@@ -133,6 +134,9 @@ def _by_blocks(
     outs = []
     # Autocast would round the products.
     with no_autocast(q.device):
+        # An exported program cannot repeat a block as often as its length asks for.
+        if torch.compiler.is_exporting():
+            return block(0, *rows, k, v).transpose(1, 2).to(q.dtype)
         for first in range(0, q.shape[1], _BLOCK):
             parts = [t[:, :, first : first + _BLOCK] for t in rows]
             # torch.func knows no tensors that are saved as something else, and a checkpoint lets

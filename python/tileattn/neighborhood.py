@@ -253,6 +253,9 @@ def _attend(
     factor = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
     chosen = resolve_backend(backend, q.device)
     if chosen == "reference":
+        # What it traces does not ask again.
+        for length, w, d in zip(q.shape[1:-2], spec.window, spec.dilation, strict=True):
+            torch._check(spec.clip or w * d <= length)
         options = spec._replace(causal=tuple(map(bool, spec.causal)))._asdict()
         out, lse = reference.neighborhood_attention(
             q,

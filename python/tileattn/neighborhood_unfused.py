@@ -46,11 +46,12 @@ def neighborhood_qk(
     grid = check_grid(q, k, k)
     spec = check_spec(grid, window, stride, dilation, causal)[:4]
     factor = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
-    scores: Tensor = _stencil.dot(_tokens(q), _tokens(k), factor, grid, *spec)
+    found = _stencil.dot(_tokens(q), _tokens(k), factor, grid, *spec)
+    scores: Tensor = found.reshape(*q.shape[:-1], found.shape[-1])
     if any(spec[3]):
         held = _stencil.held_slots(grid, spec, q.device)
-        scores = scores.masked_fill(~held[None, :, None, :], -torch.inf)
-    return scores.reshape(*q.shape[:-1], scores.shape[-1])
+        scores = scores.masked_fill(~held[..., None, :], -torch.inf)
+    return scores
 
 
 def neighborhood_av(
@@ -95,7 +96,7 @@ def neighborhood_av(
         raise TypeError(f"weights has dtype {weights.dtype}; it must have that of v, {v.dtype}")
     _checks.require_device("weights", weights, v)
     if any(spec[3]):  # what is not a number there must not reach the sum
-        held = _stencil.held_slots(grid, spec, v.device).unflatten(0, grid)
+        held = _stencil.held_slots(grid, spec, v.device)
         weights = weights.masked_fill(~held[..., None, :], 0.0)
     out: Tensor = _stencil.gather(_tokens(weights), _tokens(v), 1.0, grid, *spec)
     return out.reshape(*weights.shape[:-1], v.shape[-1])
@@ -122,13 +123,12 @@ def relative_positions(
     """
     spec = check_spec(grid, window, stride, dilation, causal)[:4]
     where = torch.device("cpu" if device is None else device)
-    index = torch.zeros(1, 1, dtype=torch.int64, device=where)
+    index = torch.zeros(1, dtype=torch.int64, device=where)
     for length, w, s, d, c in zip(grid, *spec, strict=True):
         keys, _ = _stencil.axis_slots(length, w, s, d, c, where)
         steps = keys // d - (torch.arange(length, device=where) // d)[:, None] + w - 1
-        index = index[:, None, :, None] * (2 * w - 1) + steps[None, :, None, :]
-        index = index.flatten(0, 1).flatten(1, 2)
-    return index.reshape(*grid, -1)
+        index = (index[..., None, :, None] * (2 * w - 1) + steps[:, None, :]).flatten(-2)
+    return index
 
 
 def _tokens(tensor: Tensor) -> Tensor:

@@ -46,13 +46,15 @@ def haar_filter(x: Tensor, gains: Tensor) -> Tensor:
     bands = gains.to(exact).unbind(0 if gains.dim() == 1 else 1)
     if gains.dim() == 3:
         bands = tuple(gain[:, None, :, None] for gain in bands)
-    tokens, block = x.shape[1], 1 << (len(bands) - 1)
-    coarse = F.pad(x.to(exact), (0, 0, 0, 0, 0, -tokens % block))
+    tokens, padding = x.shape[1], (1 << (len(bands) - 1)) - 1  # enough to fill any last block
+    coarse = F.pad(x.to(exact), (0, 0, 0, 0, 0, padding))
+    position = torch.arange(tokens + padding, device=x.device)
     filtered = torch.zeros_like(coarse)
-    for level, gain in enumerate(bands[:-1], start=1):
-        fine = coarse
-        means = fine[:, :: 1 << (level - 1)].unflatten(1, (-1, 2)).mean(2)
-        coarse = means.repeat_interleave(1 << level, dim=1)
+    for level, gain in enumerate(bands[:-1]):
+        # Every token holds the mean of its block; its bit ``level`` tells the block's two halves.
+        # What would be paired with tokens beyond the padding is in no block of a token of x.
+        partner = (position ^ (1 << level)).clamp(max=tokens + padding - 1)
+        fine, coarse = coarse, (coarse + coarse.index_select(1, partner)) / 2
         filtered = filtered + gain * (fine - coarse)
     return (filtered + bands[-1] * coarse)[:, :tokens].to(x.dtype)
 
