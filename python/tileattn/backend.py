@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from functools import partial
 
 import torch
+
+from tileattn import _checkpoints
 
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
@@ -29,6 +32,8 @@ def use_backend(name: str) -> Iterator[None]:
 
     Eager calls see only the blocks of their own thread or asyncio task. A function under
     ``torch.compile`` sees the block entered last in the process and recompiles when that changes.
+    What ``torch.utils.checkpoint`` (``use_reentrant=False``) computes again in backward has the
+    backend of the forward, wherever the backward stands.
 
     Args:
         name: "auto", "cuda", "cpu" or "reference".
@@ -37,6 +42,7 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: if ``name`` is none of these.
     """
     global _seen_by_compiler
+    _surrounding()
     before, _seen_by_compiler = _seen_by_compiler, check_backend(name)
     token = None if torch.compiler.is_compiling() else _current.set(name)
     try:
@@ -51,7 +57,16 @@ def requested_backend(name: str | None) -> str:
     """The backend that a call asks for: its own keyword, else that of the block around it."""
     if name is not None:
         return check_backend(name)
-    return _seen_by_compiler if torch.compiler.is_compiling() else _current.get()
+    return _surrounding()
+
+
+def _surrounding() -> str:
+    """The backend of the block around this point, which checkpoints between them recompute with."""
+    if torch.compiler.is_compiling():
+        return _seen_by_compiler
+    name = _current.get()
+    _checkpoints.keep(partial(use_backend, name))
+    return name
 
 
 def resolve_backend(name: str | None, device: torch.device) -> str:
