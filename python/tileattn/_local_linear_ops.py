@@ -15,7 +15,7 @@ from torch import Tensor
 from tileattn import _transforms
 from tileattn._ops import _LIBRARY
 
-_EQUATION = "Tensor p, Tensor q, Tensor k, float ridge, int iterations"
+_EQUATION = "Tensor p, Tensor q, Tensor k, float ridge, SymInt iterations"
 SCHEMAS = (
     f"local_linear_start({_EQUATION}) -> Tensor",
     f"local_linear_solution(Tensor residual, Tensor rho, {_EQUATION}) -> Tensor",
