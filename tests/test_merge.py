@@ -68,6 +68,20 @@ def test_unseen_parts_count_nothing() -> None:
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_unseen_parts_may_hold_anything(value: float) -> None:
+    """Others than ours leave NaN there."""
+    out, lse = torch.randn(1, 3, 2, 4), torch.randn(1, 3, 2)
+    found = []
+    for unseen in (0.0, value):
+        outs = torch.stack([out, torch.full_like(out, unseen)]).requires_grad_()
+        lses = torch.stack([lse, torch.full_like(lse, -torch.inf)]).requires_grad_()
+        merged = merge_attention(outs, lses)
+        found.append((*merged, *torch.autograd.grad(merged[0].sin().sum(), (outs, lses))))
+    for expected, actual in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 BAD = {
     "nothing": ([], [], ValueError, "at least one"),
     "lengths": ([torch.zeros(1, 2, 1, 4)], [], ValueError, "as many"),

@@ -186,7 +186,9 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     unseen = total == 0
     total = total.masked_fill(unseen, 1.0)
     lse = (peak + torch.log(total)).masked_fill(unseen, -torch.inf)
-    out = ((weights / total).unsqueeze(-1) * torch.stack(outs).to(dtype)).sum(0)
+    # What a part without keys holds is nobody's value.
+    values = torch.stack(outs).to(dtype).masked_fill((logits == -torch.inf).unsqueeze(-1), 0.0)
+    out = ((weights / total).unsqueeze(-1) * values).sum(0)
     return out.to(outs[0].dtype), lse.to(lses[0].dtype)
 
 
