@@ -198,6 +198,7 @@ def test_message_names_argument_value_and_allowed(name: str, backend: str) -> No
         attention(**arguments)
     for word in words:
         assert word in str(caught.value)
+    assert "\n" not in str(caught.value), "a page of values"
 
 
 @pytest.mark.parametrize("arguments", [good(), packed()], ids=["batch", "packed"])

@@ -21,6 +21,7 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Positions are 32-bit in the kernels, with room for arithmetic on them.
 MAX_TOKENS = 1 << 29
 FLOAT32 = torch.finfo(torch.float32)
+_LONGEST = 60  # characters of a value in a message
 
 Window = tuple[int | None, int | None]
 
@@ -29,7 +30,9 @@ def describe(value: object) -> str:
     """What a bad argument was, for a message."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return f"{text} ({type(value).__name__})"
 
 
 def plain(value: Any) -> Any:
