@@ -64,6 +64,20 @@ CUTE_DEVICE auto tile_sums() {
   return sums;
 }
 
+/// How large the features of a token are.
+template <class Element>
+CUTE_DEVICE float feature_size(const Element* x, int token) {
+  float peak = 1.0f;
+  CUTE_UNROLL
+  for (int first = 0; first < kTokenDim; first += 8) {
+    auto eight = *reinterpret_cast<const cutlass::AlignedArray<Element, 8>*>(
+        x + token * kTokenPitch + first);
+    CUTE_UNROLL
+    for (int n = 0; n < 8; ++n) peak = fmaxf(peak, fabsf(float(eight[n])));
+  }
+  return peak * peak;
+}
+
 /// Where a moment stands among the caller's features [1, x, vec(x x^T)], and the number that
 /// stands there for a moment of 1.
 struct Feature {
@@ -187,19 +201,6 @@ class Moments {
     }
   }
 
-  /// How large the features of a token are.
-  CUTE_DEVICE static float feature_size(const Element* x, int token) {
-    float peak = 1.0f;
-    CUTE_UNROLL
-    for (int first = 0; first < kTokenDim; first += 8) {
-      auto eight = *reinterpret_cast<const cutlass::AlignedArray<Element, 8>*>(
-          x + token * kTokenPitch + first);
-      CUTE_UNROLL
-      for (int n = 0; n < 8; ++n) peak = fmaxf(peak, fabsf(float(eight[n])));
-    }
-    return peak * peak;
-  }
-
   /// Adds tokens x with values y of a chunk; with_z: and with extra values, or 1 for null.
   CUTE_DEVICE void add(const Element* x, const Element* y, const float* weights, int tokens,
                        Term term, bool with_z, const float* extra_values, float extra_range) {
@@ -273,7 +274,8 @@ class Moments {
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) {
         float value = z_[slot](2 * r);
-        visit(value, Feature(group(slot), row_in_group(r), dim));
+        int thread = fresh_thread_index();
+        visit(value, Feature(group(slot, thread), row_in_group(r, thread), dim));
         z_[slot](2 * r) = z_[slot](2 * r + 1) = value;
       }
     }
@@ -298,7 +300,7 @@ struct MomentSum {
   CUTE_DEVICE MomentSum() { state.clear(); }
 
   CUTE_DEVICE static float feature_size(const Element* x, int token) {
-    return Moments<Config>::feature_size(x, token);
+    return tileattn::cuda::feature_size(x, token);
   }
 
   CUTE_DEVICE void add(const Element* x, const Element* y, const float* weights, bool, int tokens,

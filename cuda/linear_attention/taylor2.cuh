@@ -111,9 +111,8 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
     }
     if (threadIdx.x < 32)
       weigh_tokens<kWalk, Element>(
-          stage.numbers, shared_.weights, shape_, params_.numbers, tokens.size(), [&](int token) {
-            return params_.causal ? Moments<Config>::feature_size(stage.x_added, token) : 1.0f;
-          });
+          stage.numbers, shared_.weights, shape_, params_.numbers, tokens.size(),
+          [&](int token) { return params_.causal ? feature_size(stage.x_added, token) : 1.0f; });
     __syncthreads();  // state and weights are complete
     if constexpr (kOfTokens) read_tokens(n, stage, tokens);
     else read_values(n, stage, tokens);
@@ -197,9 +196,7 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
     auto x = x_of_rows(stage);
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r)
-      ranges[r] = kNarrow<Element>
-                      ? range_factor(Moments<Config>::feature_size(stage.x_read, row_of(r)))
-                      : 1.0f;
+      ranges[r] = kNarrow<Element> ? range_factor(feature_size(stage.x_read, row_of(r))) : 1.0f;
     CUTE_NO_UNROLL
     for (int g = 0; g < kGroups; ++g) {
       float factor[2];
@@ -331,13 +328,12 @@ class Taylor2Block : WalkBase<Config, Taylor2Shared<Config, kReads>> {
 
   CUTE_DEVICE void add(const Stage& stage, Range tokens) {
     const float* extra = kOfTokens && params_.numbers.of_queries ? nullptr : stage.numbers.extra;
-    const SharedWeights& weights = shared_.weights;
-    const float extra_range = extra ? weights.extra_range : 1.0f;
+    const float extra_range = extra ? shared_.weights.extra_range : 1.0f;
     auto add_term = [&](Term term) {
-      state_.add(stage.x_added, stage.y_added, weights.write, tokens.size(), term, with_z(), extra,
-                 extra_range);
+      state_.add(stage.x_added, stage.y_added, shared_.weights.write, tokens.size(), term, with_z(),
+                 extra, extra_range);
     };
-    update_state<Element>(state_, weights, shape_, extra_range, [&] {
+    update_state<Element>(state_, shared_.weights, shape_, extra_range, [&] {
       add_term(Term::kFirst);
       if (params_.exact) add_term(Term::kSecond);
     });

@@ -72,7 +72,7 @@ template <class Config, class Layout>
 CUTE_DEVICE void fetch_tile(typename Config::Element* to, Layout layout, const Operand& operand,
                             const Place& place, Range tokens, int column) {
   using Element = typename Config::Element;
-  const Element* rows = row_pointer<const Element>(operand.tensor, place.entry, tokens.begin,
+  const Element* rows = row_pointer<const Element>(operand.tensor, fresh(place.entry), tokens.begin,
                                                    place.head / operand.group);
   load_rows<Config>(
       to, layout,

@@ -16,9 +16,7 @@ class WalkBase {
 
   /// Found again at the end, its less used parts need no registers in the loop.
   CUTE_DEVICE Place find_place() const {
-    int block = blockIdx.x;
-    asm volatile("" : "+r"(block));
-    Place place(shape_, params_.all_slices, block);
+    Place place(shape_, params_.all_slices, fresh(blockIdx.x));
     place.slice -= params_.first_slice;
     return place;
   }

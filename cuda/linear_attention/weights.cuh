@@ -124,16 +124,16 @@ CUTE_DEVICE void weigh_tokens(SharedNumbers& own, SharedWeights& weights, const 
 template <class Element, class State, class Add>
 CUTE_DEVICE void update_state(State& state, const SharedWeights& weights, const LinearShape& shape,
                               float extra_range, const Add& add) {
-  const float factor = weights.total * weights.range;
-  if (!kNarrow<Element>) {
-    if (shape.decay.data) state.scale(factor, factor);
-  } else if (factor != 1.0f || extra_range != 1.0f) {
-    state.scale(factor, factor * extra_range);
-  }
-  add();
-  if (kNarrow<Element> && (weights.range != 1.0f || extra_range != 1.0f)) {
+  if constexpr (kNarrow<Element>) {
+    const float factor = weights.total * weights.range;
+    if (factor != 1.0f || extra_range != 1.0f) state.scale(factor, factor * extra_range);
+    add();
+    if (weights.range == 1.0f && extra_range == 1.0f) return;
     const float back = inverse_power(weights.range);
     state.scale(back, back * inverse_power(extra_range));
+  } else {
+    if (shape.decay.data) state.scale(weights.total, weights.total);
+    add();
   }
 }
 

@@ -31,13 +31,13 @@ struct SwizzledSmem {
       Plain{}, Layout<Shape<Int<Columns>, Int<Rows>>, Stride<Int<Rows>, _1>>{}));
 };
 
-/// threadIdx.x, in a way that keeps the compiler from computing what depends on
-/// it (addresses, coordinates) once and holding it in registers across the loop.
-CUTE_DEVICE int fresh_thread_index() {
-  int thread = threadIdx.x;
-  asm volatile("" : "+r"(thread));
-  return thread;
+/// A number, in a way that keeps the compiler from computing what depends on it (addresses,
+/// coordinates) once and holding it in registers across the loop.
+CUTE_DEVICE int fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
+CUTE_DEVICE int fresh_thread_index() { return fresh(threadIdx.x); }
 
 /// Calls visit(row, column) for the 16-byte chunks of a tile that are this thread's.
 template <class Config, class Layout, class Visit>
