@@ -114,6 +114,9 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
     return shared_.z + (params_.causal ? n % 2 * kValues : 0);
   }
 
+  /// The first of the block's value channels.
+  CUTE_DEVICE int first_value() const { return fresh(place_.slice) * kValues; }
+
   CUTE_DEVICE void fetch(int n) const {
     if (n < place_.chunks()) {
       auto& stage = shared_.stages[n % Config::kStages];
@@ -123,7 +126,7 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
       if (params_.causal) {
         fetch_tile<Config>(stage.keys, typename KeySmem::Plain{}, params_.keys, place_, tokens, 0);
         fetch_tile<Config>(stage.values, typename ValueSmem::Plain{}, params_.values, place_,
-                           tokens, place_.slice * kValues);
+                           tokens, first_value());
       }
       stage.numbers.fetch(shape_, params_.numbers, place_, tokens);
     }
@@ -131,7 +134,7 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
   }
 
   CUTE_DEVICE StatePart part(const StateSlots& slots, ConstStateRef only) const {
-    return Base::part(slots, only, kTransposed, place_.slice * kValues);
+    return Base::part(slots, only, kTransposed, first_value());
   }
 
   CUTE_DEVICE void start() {
@@ -228,7 +231,7 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
   template <class Out>
   CUTE_DEVICE void dot(Out&& out, const SharedNumbers& numbers, Range tokens) const {
     const ConstTensorRef& with = params_.dot_with.tensor;
-    int first = place_.slice * kValues, columns = params_.dot_with.dim - first;
+    int first = first_value(), columns = params_.dot_with.dim - first;
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       bool exists = row_of(r) < tokens.size();
@@ -248,7 +251,7 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
 
   template <class Out>
   CUTE_DEVICE void store(const Out& out, Element* queries, Range tokens) const {
-    int dims = params_.values.dim, column = place_.slice * kValues;
+    int dims = params_.values.dim, column = first_value();
     if (params_.partial)
       return Base::store_part(params_.partial, dims, column, by_rows(out), tokens);
     typename ValueSmem::Plain layout;
@@ -256,7 +259,8 @@ class WalkBlock : WalkBase<Config, WalkShared<Config>> {
     round_to_shared<Element>(Mma{}, out, queries, layout);
     __syncwarp();
     Element* to =
-        row_pointer<Element>(params_.out, place_.entry, tokens.begin, place_.head) + column;
+        row_pointer<Element>(params_.out, fresh(place_.entry), tokens.begin, fresh(place_.head)) +
+        column;
     CUTE_UNROLL
     for (int n = 0; n < 4; ++n) {  // the warp's own 16 rows, 4 at a time
       int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 8 + n * 4, at = threadIdx.x % 8 * 8;
