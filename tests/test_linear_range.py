@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import torch
 from linear_cases import Case, compare, run, truth
+from test_linear_simulated import LONG, NARROW, NORMALIZE, TAYLOR2
 
 from tileattn import linear_attention
 
-LONG: dict[str, Any] = {"batch": 1, "len": 147, "heads": 2, "heads_kv": 1, "dim": 64, "dim_v": 64}
-NORMALIZE, TAYLOR2 = {"normalize": True}, {"feature_map": "taylor2"}
-NARROW = {"dim": 16, "dim_v": 40}
 KINDS = {
     "plain": Case(**LONG),
     "decay": Case(**LONG, decay="bth"),
