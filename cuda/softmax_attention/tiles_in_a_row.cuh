@@ -157,10 +157,8 @@ class Tiles {
   template <class T, class Ref>
   CUTE_DEVICE RowsInARow<T> query_rows(const Ref& tensor, Tile tile, int head) const {
     int first = tile * Config::kQueries;
-    int entry = fresh(sequence_.entry);
-    std::int64_t start = fresh(sequence_.first_q);
-    return {row_pointer<T>(tensor, entry, start + first, head), tensor.token_stride,
-            sequence_.len_q - first};
+    return {row_pointer<T>(tensor, sequence_.entry, std::int64_t{sequence_.first_q} + first, head),
+            tensor.token_stride, sequence_.len_q - first};
   }
   /// Grids have extra keys besides.
   template <class T, class Ref>
