@@ -156,9 +156,14 @@ class Tiles {
 
   template <class T, class Ref>
   CUTE_DEVICE RowsInARow<T> query_rows(const Ref& tensor, Tile tile, int head) const {
+    // Held in registers across a loop, what follows from these makes kernels spill on Hopper; found
+    // anew, the backward of 128 channels does on sm_80.
+    constexpr bool kAnew = Config::kDim != 128;
     int first = tile * Config::kQueries;
-    return {row_pointer<T>(tensor, sequence_.entry, std::int64_t{sequence_.first_q} + first, head),
-            tensor.token_stride, sequence_.len_q - first};
+    int entry = kAnew ? fresh(sequence_.entry) : sequence_.entry;
+    std::int64_t start = kAnew ? fresh(sequence_.first_q) : sequence_.first_q;
+    return {row_pointer<T>(tensor, entry, start + first, head), tensor.token_stride,
+            sequence_.len_q - first};
   }
   /// Grids have extra keys besides.
   template <class T, class Ref>
