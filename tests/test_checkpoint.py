@@ -26,11 +26,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The backend of every call of ``attention``, in order."""
     calls: list[str] = []
 
-    def resolve(name: str | None, device: torch.device) -> str:
-        calls.append(backend.resolve_backend(name, device))
-        return calls[-1]
+    def requested(name: str | None) -> str:
+        asked = backend.requested_backend(name)
+        calls.append(backend.backend_for(asked, torch.device("cpu")))
+        return asked
 
-    monkeypatch.setattr(dense, "resolve_backend", resolve)
+    monkeypatch.setattr(dense, "requested_backend", requested)
     return calls
 
 

@@ -293,3 +293,34 @@ def test_slopes_that_are_a_parameter() -> None:
             assert torch.equal(out, expected)
         with pytest.raises(ValueError, match="alibi_slopes requires a gradient.*detach"):
             tileattn.attention(**QKV, alibi_slopes=slopes, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"causal": True}, {"causal": 1}),
+        ({"softcap": 1.0}, {"softcap": True}),
+        ({"window": (1, 0)}, {"window": (1.0, 0)}),
+        ({"window": (1, 0)}, {"window": (True, False)}),
+        ({"sink_tokens": 1}, {"sink_tokens": True}),
+    ],
+)
+def test_equal_arguments_of_other_types(good: dict[str, Any], bad: dict[str, Any]) -> None:
+    """A call that was fine does not excuse one whose arguments are equal but not allowed."""
+    for _ in range(2):
+        tileattn.attention(**QKV, **good)
+        with pytest.raises(TypeError):
+            tileattn.attention(**QKV, **bad)
+
+
+def test_calls_of_one_kind_are_checked_each() -> None:
+    """What was found of a call holds for tensors of that kind only."""
+    q, k, v = QKV["q"], QKV["k"], QKV["v"]
+    for _ in range(2):
+        out = tileattn.attention(q, k, v)
+        for bad in (k[:, :, :1].double(), k[:1], k[..., :4], k.to("meta")):
+            with pytest.raises((TypeError, ValueError)):
+                tileattn.attention(q, bad, v)
+        with pytest.raises(ValueError, match="backend"):
+            tileattn.attention(q, k, v, backend="cuda")
+        assert torch.equal(tileattn.attention(q, k, v), out)

@@ -1,10 +1,12 @@
 // From torch's stable tensors to the plain structs that kernels take.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -60,11 +62,27 @@ inline OptionalTensor contiguous(const OptionalTensor& tensor) {
   return torch::stable::contiguous(*tensor);
 }
 
+/// Contiguous, of like's device. A dispatcher's call by name costs several times as much.
+inline Tensor new_empty(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
+  using torch::stable::detail::from, torch::stable::detail::to;
+  Sizes strides(sizes.size());
+  std::int64_t stride = 1;
+  for (std::size_t n = sizes.size(); n-- > 0; stride *= std::max<std::int64_t>(sizes[n], 1))
+    strides[n] = stride;
+  std::int32_t device = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(),
+      to<std::int32_t>(from(dtype)), device, like.get_device_index(), &made));
+  return Tensor(made);
+}
+
 /// Memory for a result. `zeroed`: of packed sequences, where tokens past the last one are no
 /// kernel's.
 inline Tensor new_result(const Tensor& like, const Sizes& sizes, ScalarType dtype,
                          bool zeroed = false) {
-  Tensor result = torch::stable::new_empty(like, sizes, dtype);
+  Tensor result = new_empty(like, sizes, dtype);
   if (result.is_cpu())
     prefer_large_pages(result.data_ptr(), result.numel() * result.element_size());
   if (zeroed) torch::stable::fill_(result, 0.0);

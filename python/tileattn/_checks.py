@@ -8,7 +8,7 @@ flags and sequences of them may be Python's or numpy's; the checks return Python
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_TOKENS = 1 << 29
 FLOAT32 = torch.finfo(torch.float32)
 _LONGEST = 60  # characters of a value in a message
+_MOST_KEPT = 4096  # results of a check
 
 Window = tuple[int | None, int | None]
 
@@ -95,6 +96,38 @@ def known(condition: bool) -> bool:
 
     sure: bool = statically_known_true(condition)
     return sure
+
+
+def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
+    """``check(q, k, v, *plain)``, whose result is kept for other tensors of the same kind.
+
+    What it returns may depend on the tensors' shapes, dtypes, devices and layouts and on the plain
+    arguments alone. Errors are not kept. Small calls would take longer to check than to run.
+    """
+    kept: dict[Any, Any] = {}
+
+    def checked(q: Any, k: Any, v: Any, *plain: Any) -> Any:
+        ordinary = type(q) is type(k) is type(v) is Tensor and not torch.compiler.is_compiling()
+        if not ordinary or q.is_nested or k.is_nested or v.is_nested:
+            return check(q, k, v, *plain)
+        # 1, 1.0 and True are equal, but not all of them are allowed.
+        types = tuple(map(type, plain))
+        if tuple in types:
+            types += tuple(type(x) for given in plain if type(given) is tuple for x in given)
+        kinds = (q.shape, q.dtype, k.shape, k.dtype, v.shape, v.dtype)
+        places = (q.device, k.device, v.device, q.layout, k.layout, v.layout)
+        key = (kinds, places, plain, types)
+        try:
+            found = kept.get(key)
+        except TypeError:  # an argument without a hash
+            return check(q, k, v, *plain)
+        if found is None:
+            if len(kept) >= _MOST_KEPT:
+                kept.clear()
+            found = kept[key] = check(q, k, v, *plain)
+        return found
+
+    return checked
 
 
 def require_tensor(name: str, value: object) -> None:

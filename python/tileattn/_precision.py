@@ -19,7 +19,10 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 def autocast(tensor: Any) -> Any:
     """The tensor in that dtype; what is no tensor as it is."""
-    return tensor.to(autocast_dtype(tensor)) if isinstance(tensor, Tensor) else tensor
+    if not isinstance(tensor, Tensor):
+        return tensor
+    dtype = autocast_dtype(tensor)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def range_factor(x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -76,7 +76,11 @@ def resolve_backend(name: str | None, device: torch.device) -> str:
         ValueError: if the backend asked for does not take tensors of that device.
         NotImplementedError: if no backend has kernels for that device.
     """
-    asked = requested_backend(name)
+    return backend_for(requested_backend(name), device)
+
+
+def backend_for(asked: str, device: torch.device) -> str:
+    """:func:`resolve_backend` of what :func:`requested_backend` returned."""
     if asked == "reference":
         return asked
     # Meta tensors have no data: only shapes are computed, which is the same everywhere.

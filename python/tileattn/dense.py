@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
 
 from tileattn import _checks, _nested, _ops, capabilities, reference
 from tileattn._precision import autocast
-from tileattn.backend import resolve_backend
+from tileattn.backend import backend_for, requested_backend
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -119,14 +119,13 @@ def attention(
     if nested is not None:
         q, k, v, cu_seqlens_q, cu_seqlens_k = _nested.unpack(q, k, v, cu_seqlens_q, cu_seqlens_k)
     q, k, v, bias = _autocast(q, k, v, bias)
-    left, right, sink_tokens = _checks.check_window(window, sink_tokens)
-    scale, softcap = _numbers(q, scale, softcap)
-    causal = _checks.check_flag("causal", causal)
-    deterministic = _checks.check_flag("deterministic", deterministic)
-    return_lse = _checks.check_flag("return_lse", return_lse)
-    _check_tensors(q, k, v, bias, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
+    packed = cu_seqlens_q is not None or cu_seqlens_k is not None
+    numbers = (window, sink_tokens, scale, softcap)
+    flags = (causal, deterministic, return_lse)
+    chosen, options = _check_call(q, k, v, packed, *numbers, *flags, requested_backend(backend))
+    _check_others(q, k, bias, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
+    scale, softcap, left, right, sink_tokens, causal, deterministic, return_lse = options
 
-    chosen = resolve_backend(backend, q.device)
     if chosen == "reference":
         out, lse = reference.attention(
             q,
@@ -145,10 +144,8 @@ def attention(
             return_lse=True,
         )
     else:
-        _require_kernel(chosen, q, v)
         tensors = (q, k, v, bias, alibi_slopes, _float32(sinks), cu_seqlens_q, cu_seqlens_k)
-        options = (scale, softcap, left, right, sink_tokens, causal, deterministic)
-        out, lse = _ops.forward(_FORWARD, tensors, *options)
+        out, lse = _ops.forward(_FORWARD, tensors, *options[:-1])
     if nested is not None:
         out, lse = _nested.like(out, nested), _nested.like(lse, nested)
     return (out, lse) if return_lse else out
@@ -196,9 +193,39 @@ def _autocast(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """q, k, v in autocast's dtype, as matrix products do; a float32 bias stays exact."""
+    if not _C._is_any_autocast_enabled():
+        return q, k, v, bias
     if isinstance(bias, Tensor) and bias.dtype != torch.float32:
         bias = autocast(bias)
     return autocast(q), autocast(k), autocast(v), bias
+
+
+@_checks.remembered
+def _check_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: bool,
+    window: Any,
+    sink_tokens: Any,
+    scale: Any,
+    softcap: Any,
+    causal: Any,
+    deterministic: Any,
+    return_lse: Any,
+    backend: str,
+) -> tuple[str, tuple[Any, ...]]:
+    """The backend that runs the call, and its plain arguments as the kernels take them."""
+    left, right, sink_tokens = _checks.check_window(window, sink_tokens)
+    scale, softcap = _numbers(q, scale, softcap)
+    causal = _checks.check_flag("causal", causal)
+    deterministic = _checks.check_flag("deterministic", deterministic)
+    return_lse = _checks.check_flag("return_lse", return_lse)
+    _checks.check_qkv(q, k, v, packed)
+    chosen = backend_for(backend, q.device)
+    if chosen != "reference":
+        _require_kernel(chosen, q, v)
+    return chosen, (scale, softcap, left, right, sink_tokens, causal, deterministic, return_lse)
 
 
 def _numbers(q: Tensor, scale: float | None, softcap: float) -> tuple[float, float]:
@@ -209,19 +236,17 @@ def _numbers(q: Tensor, scale: float | None, softcap: float) -> tuple[float, flo
     return (q.shape[-1] ** -0.5 if has_dim else 1.0), softcap
 
 
-def _check_tensors(
+def _check_others(
     q: Tensor,
     k: Tensor,
-    v: Tensor,
     bias: Tensor | None,
     alibi_slopes: Tensor | None,
     sinks: Tensor | None,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
 ) -> None:
-    packed = cu_seqlens_q is not None or cu_seqlens_k is not None
-    _checks.check_qkv(q, k, v, packed)
-    batch = q.shape[0]
+    """The tensors beside q, k and v, which have passed their own checks."""
+    batch, packed = q.shape[0], cu_seqlens_q is not None or cu_seqlens_k is not None
     if packed:
         batch = _checks.check_cu_seqlens(cu_seqlens_q, cu_seqlens_k, q, k)
     if bias is not None:
