@@ -1,7 +1,7 @@
 // Compiled for the instruction set that multiplies pairs of bfloat16.
 #include "tests/bfloat16_probe.h"
 
-#include "cpu/operands_bf16.h"
+#include "cpu/softmax/operands_bf16.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

@@ -5,7 +5,7 @@
 
 namespace tileattn::cpu {
 
-/// Operands as in cpu/operands.h; a pair's first number is in the lower half.
+/// Operands as in cpu/softmax/operands.h; a pair's first number is in the lower half.
 struct BFloat16Probe {
   struct A {
     const std::uint32_t* data;

@@ -1,6 +1,6 @@
-// Compiled once for each instruction set, as cpu/kernels.cpp is.
+// Compiled once for each instruction set, as cpu/softmax/kernels.cpp is.
 #include "tests/micro_kernel_probe.h"
-#include "cpu/decode.h"
+#include "cpu/softmax/decode.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/grid_cut.h"
+#include "cpu/softmax/grid_cut.h"
 
 namespace tileattn::cpu {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "cpu/instruction_set.h"
+#include "cpu/common/instruction_set.h"
 #include "tileattn/attention.h"
 
 namespace tileattn::cpu {

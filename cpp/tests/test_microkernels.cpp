@@ -6,8 +6,8 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/instruction_set.h"
-#include "cpu/plan.h"
+#include "cpu/common/instruction_set.h"
+#include "cpu/softmax/plan.h"
 #include "tests/micro_kernel_probe.h"
 #include "tests/product_error.h"
 

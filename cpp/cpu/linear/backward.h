@@ -47,7 +47,7 @@ inline void backward_queries(const LinearAttentionBackward& p, LinearSpan span, 
   Prefetches ahead;
   chunk.ahead = &ahead;
   transpose_state(plain_state, p.dim, value_dim(p), chunk.state);
-  const RowWriter writer(p);
+  const RowWriter writer(p.dtype, result_size(p));
   ChunkDecay decay(Walk::kForwards);
   for (int n = 0; n < chunks_in(span); ++n) {
     const ChunkTokens tokens = chunk_of(p, span, n);
@@ -222,7 +222,7 @@ void backward_keys(const LinearAttentionBackward& p, LinearSpan span, float* dst
   const int group = p.heads_q / p.heads_kv, kv_head = span.head;
   Arena arena(scratch);
   Sweep sweep(p, dstates, arena);
-  const RowWriter writer(p);
+  const RowWriter writer(p.dtype, result_size(p));
   ChunkDecay decay(Walk::kBackwards);
   for (int chunk = chunks_in(span) - 1; chunk >= 0; --chunk) {
     ChunkTokens tokens{};

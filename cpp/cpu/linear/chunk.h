@@ -16,7 +16,7 @@
 //   dv   backwards  k, q, dout    its gradient     dk  backwards  v, dout, q   its gradient^T
 #pragma once
 
-#include "cpu/hidden.h"
+#include "cpu/common/hidden.h"
 #include "cpu/linear/plan.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {

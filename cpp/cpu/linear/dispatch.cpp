@@ -7,9 +7,9 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/instruction_set.h"
+#include "cpu/common/instruction_set.h"
+#include "cpu/common/workers.h"
 #include "cpu/linear/states.h"
-#include "cpu/workers.h"
 
 namespace tileattn::cpu {
 

@@ -61,7 +61,7 @@ inline void forward(const LinearAttentionForward& p, LinearSpan span, float* sta
   features.dim = state_rows(p);
   features.keys = keys;
   float* queries = taylor2 ? arena.take(features.dim, kPanel).data : nullptr;
-  const RowWriter writer(p);
+  const RowWriter writer(p.dtype, result_size(p));
   ChunkDecay decay(Walk::kForwards);
   for (int n = 0; n < chunks_in(span); ++n) {
     const ChunkTokens tokens = chunk_of(p, span, n);

@@ -1,5 +1,5 @@
 // All CPU kernels of linear attention of one instruction set; compiled once for each, under the
-// rules of cpu/kernels.cpp.
+// rules of cpu/softmax/kernels.cpp.
 #include "cpu/linear/forward.h"
 #include "cpu/linear/step.h"
 #include "cpu/linear/taylor2_backward.h"

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/plan.h"
+#include "cpu/common/blocks.h"
 #include "tileattn/linear_attention.h"
 
 namespace tileattn::cpu {
@@ -11,6 +11,7 @@ namespace tileattn::cpu {
 // Tokens that meet one another as scores; all earlier ones are in the state. Scores cost in
 // proportion to it, walks through the state inversely.
 constexpr int kChunk = 48;
+static_assert(round_up(kMaxLinearDim + 1, kColumnGranule) <= kMaxColumns);  // values, divisor
 static_assert(kChunk % kGroup == 0 && kChunk % kColumnGranule == 0 && kChunk <= kPanel);
 
 /// Consecutive tokens of one sequence and head.
@@ -48,6 +49,10 @@ TILEATTN_HOST_DEVICE int padded_dim(const LinearAttentionProblem& p) {
 }
 TILEATTN_HOST_DEVICE int padded_value_dim(const LinearAttentionProblem& p) {
   return round_up(value_dim(p), kColumnGranule);
+}
+/// Elements of the largest of the problem's results.
+TILEATTN_HOST_DEVICE std::int64_t result_size(const LinearAttentionProblem& p) {
+  return std::int64_t{p.cu_seqlens ? 1 : p.batch} * p.len * p.heads_q * imax(p.dim, p.dim_v);
 }
 /// Floats of a state in scratch, [state_rows][padded value dim]: S, and z as one more column.
 TILEATTN_HOST_DEVICE std::int64_t state_size(const LinearAttentionProblem& p) {

@@ -1,8 +1,8 @@
 // Decode: one token reads and updates its state, which passes through the registers once.
 #pragma once
 
+#include "cpu/common/pack.h"
 #include "cpu/linear/plan.h"
-#include "cpu/pack.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

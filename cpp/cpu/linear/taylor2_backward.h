@@ -68,7 +68,7 @@ inline void taylor2_backward_queries(const LinearAttentionBackward& p, LinearSpa
   float* dout = arena.take(value_dim(p), kPanel).data;
   float* queries = arena.take(features.dim, kPanel).data;
   float* gradient = arena.take(features.dim, kPanel).data;
-  const RowWriter writer(p);
+  const RowWriter writer(p.dtype, result_size(p));
   ChunkDecay decay(Walk::kForwards);
   for (int n = 0; n < chunks_in(span); ++n) {
     const ChunkTokens tokens = chunk_of(p, span, n);

@@ -1,8 +1,9 @@
 // A part of a grid, cut into tiles that are boxes: the counterpart of
-// tiles_in_a_row.h. Grids of one or two axes have first axes of length 1.
+// sequence_tiles.h. Grids of one or two axes have first axes of length 1.
 #pragma once
 
-#include "cpu/pack.h"
+#include "cpu/common/pack.h"
+#include "cpu/softmax/plan.h"
 #include "tileattn/pattern/neighborhood.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {

@@ -1,15 +1,16 @@
 // Epilogue of the forward: rows of out and lse leave for the tensors.
 #pragma once
 
-#include "cpu/pack.h"
-#include "cpu/softmax.h"
+#include "cpu/common/pack.h"
+#include "cpu/softmax/plan.h"
+#include "cpu/softmax/softmax.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
 /// Writes out and lse, with their low parts where they are asked for.
 class ResultWriter {
  public:
-  explicit ResultWriter(const AttentionForward& p) : p_(p), writer_(p) {}
+  explicit ResultWriter(const AttentionForward& p) : p_(p), writer_(p.dtype, result_size(p)) {}
 
   /// Row `row` of the softmax, with the sum of its weighted values; `out` is its place, and
   /// `position` the number of its token and head in [batch, len_q, heads_q].

@@ -4,25 +4,11 @@
 
 #include <cstdint>
 
+#include "cpu/common/blocks.h"
 #include "tileattn/attention.h"
 #include "tileattn/pattern/neighborhood.h"
 
 namespace tileattn::cpu {
-
-// A query tile's scores against a key tile fit into the second level cache, a panel of keys
-// into the first. Groups and panels are also the blocks in which hidden parts are skipped.
-constexpr int kGroup = 6;   // queries, the rows of the micro-kernel
-constexpr int kPanel = 64;  // keys
-constexpr int kGroupsPerTile = 16;
-constexpr int kPanelsPerTile = 6;
-constexpr Tiling kTile{kGroup * kGroupsPerTile, kPanel * kPanelsPerTile};
-constexpr Tiling kBlock{kGroup, kPanel};
-constexpr int kMaxDim = 256;
-constexpr int kColumnGranule = 16;  // floats: rows in scratch are padded to whole vectors
-
-TILEATTN_HOST_DEVICE constexpr int round_up(int n, int granule) {
-  return (n + granule - 1) / granule * granule;
-}
 
 // Few queries of a key head cost less where its keys lie than they gain from packed ones.
 constexpr int kFewQueries = 8;
@@ -109,6 +95,11 @@ struct Variant {
   PatternKernels in_a_row[3];  // by PatternKind
   PatternKernels on_a_grid;
 };
+
+/// Elements of the largest of the problem's results.
+TILEATTN_HOST_DEVICE std::int64_t result_size(const AttentionProblem& p) {
+  return std::int64_t{p.cu_seqlens_q ? 1 : p.batch} * p.len_q * p.heads_q * imax(p.dim, p.dim_v);
+}
 
 /// Floats of one PackedHead with this many padded keys.
 constexpr std::int64_t packed_size(const AttentionProblem& p, std::int64_t keys) {

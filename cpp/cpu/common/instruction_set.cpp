@@ -1,4 +1,4 @@
-#include "cpu/instruction_set.h"
+#include "cpu/common/instruction_set.h"
 
 #include <cstdlib>
 #include <cstring>

@@ -11,9 +11,9 @@
 // in k. Arithmetic<Element> says how they are multiplied.
 #pragma once
 
-#include "cpu/plan.h"
-#include "cpu/prefetch.h"
-#include "cpu/vec.h"
+#include "cpu/common/blocks.h"
+#include "cpu/common/prefetch.h"
+#include "cpu/common/vec.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

@@ -6,10 +6,10 @@
 //   dk += ds^T q        dq += ds k
 #pragma once
 
-#include "cpu/hidden.h"
-#include "cpu/operands.h"
-#include "cpu/scores.h"
-#include "cpu/visibility.h"
+#include "cpu/common/hidden.h"
+#include "cpu/softmax/operands.h"
+#include "cpu/softmax/scores.h"
+#include "cpu/softmax/visibility.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -65,7 +65,7 @@ void store_dq(const BackwardPlan& plan, Task task) {
   const Tiles tiles(p, *task.sequence);
   const auto queries = tiles.queries(task.tile);
   const auto to = tiles.rows(queries, p.dq, task.head);
-  const RowWriter writer(p);
+  const RowWriter writer(p.dtype, result_size(p));
   for (int r = 0; r < queries.size(); ++r) {
     float sum[kMaxDim] = {};
     for (int chunk = 0; chunk < plan.chunks; ++chunk) {
@@ -272,7 +272,7 @@ void backward_keys(const BackwardPlan& plan, const Sequence* sequences, int coun
         backward_tile(plan, seq, chunk, head, tiles, tiles.queries(walk[w]), keys, tile,
                       keys_finite);
   }
-  const RowWriter writer(p);
+  const RowWriter writer(p.dtype, result_size(p));
   for (int panel = 0; panel < keys.panels(); ++panel) {
     auto dk = first.rows(keys, panel, p.dk, p.dextra_k, kv_head);
     auto dv = first.rows(keys, panel, p.dv, p.dextra_v, kv_head);

@@ -5,7 +5,7 @@
 // taken out, and then added to the rows in which its weight is not 0; no other bit changes.
 #pragma once
 
-#include "cpu/pack.h"
+#include "cpu/common/pack.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -33,7 +33,7 @@ bool all_finite(ConstMatrix<Element> x, int rows, int columns) {
 template <class Element>
 void add_step(int rows, int columns, StridedA<Element> a, const Element* b, RowMajor c) {
   using Ops = Arithmetic<Element>;
-  alignas(kVecBytes) Element finite[round_up(kMaxLinearDim + 1, kColumnGranule)];
+  alignas(kVecBytes) Element finite[kMaxColumns];
   for (int i = 0; i < columns; ++i) {
     auto bits = __builtin_bit_cast(std::uint32_t, b[i]);
     for (int n = 0; n < Ops::kNumbers; ++n)

@@ -1,8 +1,9 @@
 // A pattern of tokens in a row, cut into tiles: what the loops of forward.h and backward.h
-// ask of it. tiles_of_grid.h answers the same questions for tokens on a grid.
+// ask of it. grid_tiles.h answers the same questions for tokens on a grid.
 #pragma once
 
-#include "cpu/pack.h"
+#include "cpu/common/pack.h"
+#include "cpu/softmax/plan.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

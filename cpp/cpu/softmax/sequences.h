@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/plan.h"
+#include "cpu/softmax/plan.h"
 #include "tileattn/attention.h"
 
 namespace tileattn::cpu {

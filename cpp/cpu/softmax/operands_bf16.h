@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/operands.h"
+#include "cpu/softmax/operands.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

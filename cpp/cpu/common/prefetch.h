@@ -5,7 +5,8 @@
 // leave the memory idle, ask for a few lines each.
 #pragma once
 
-#include "cpu/plan.h"
+#include "cpu/common/blocks.h"
+#include "tileattn/tensor_ref.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

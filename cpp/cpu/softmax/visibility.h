@@ -2,8 +2,8 @@
 // so that hidden blocks cost nothing and whole ones no mask.
 #pragma once
 
-#include "cpu/plan.h"
-#include "cpu/vec.h"
+#include "cpu/common/vec.h"
+#include "cpu/softmax/plan.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

@@ -2,7 +2,8 @@
 // derivative of that with respect to the scaled s.
 #pragma once
 
-#include "cpu/pack.h"
+#include "cpu/common/pack.h"
+#include "cpu/softmax/plan.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

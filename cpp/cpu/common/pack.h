@@ -3,11 +3,11 @@
 
 #include <type_traits>
 
-#include "cpu/micro_kernel.h"
-#include "cpu/plan.h"
-#include "cpu/vec.h"
-#include "tileattn/linear_attention.h"
+#include "cpu/common/blocks.h"
+#include "cpu/common/micro_kernel.h"
+#include "cpu/common/vec.h"
 #include "tileattn/low_part.h"
+#include "tileattn/tensor_ref.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -98,12 +98,6 @@ class RowWriter {
   /// `elements` of the whole result.
   RowWriter(DType dtype, std::int64_t elements)
       : dtype_(dtype), streams_(dtype == DType::kFloat32 && elements >= kLarge) {}
-  explicit RowWriter(const AttentionProblem& p)
-      : RowWriter(p.dtype, std::int64_t{p.cu_seqlens_q ? 1 : p.batch} * p.len_q * p.heads_q *
-                               imax(p.dim, p.dim_v)) {}
-  explicit RowWriter(const LinearAttentionProblem& p)
-      : RowWriter(p.dtype, std::int64_t{p.cu_seqlens ? 1 : p.batch} * p.len * p.heads_q *
-                               imax(p.dim, p.dim_v)) {}
   RowWriter(const RowWriter&) = delete;
   RowWriter& operator=(const RowWriter&) = delete;
   ~RowWriter() {

@@ -1,8 +1,8 @@
-#include "cpu/sequences.h"
+#include "cpu/softmax/sequences.h"
 
 #include <algorithm>
 
-#include "cpu/grid_cut.h"
+#include "cpu/softmax/grid_cut.h"
 
 namespace tileattn::cpu {
 namespace {

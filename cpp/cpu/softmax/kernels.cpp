@@ -3,14 +3,14 @@
 // newer instruction set reaches an older machine, nothing here or in the headers it
 // is made of may instantiate inline code shared with other files (the linker would
 // keep any one copy): everything lives in the namespace TILEATTN_ISA or is forced inline.
-#include "cpu/backward.h"
-#include "cpu/decode.h"
-#include "cpu/forward.h"
+#include "cpu/softmax/backward.h"
+#include "cpu/softmax/decode.h"
+#include "cpu/softmax/forward.h"
 #if defined(__AVX512BF16__)
-#include "cpu/operands_bf16.h"
+#include "cpu/softmax/operands_bf16.h"
 #endif
-#include "cpu/tiles_in_a_row.h"
-#include "cpu/tiles_of_grid.h"
+#include "cpu/softmax/grid_tiles.h"
+#include "cpu/softmax/sequence_tiles.h"
 #include "tileattn/pattern/dispatch.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {

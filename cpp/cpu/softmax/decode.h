@@ -5,10 +5,10 @@
 // order of their addresses.
 #pragma once
 
-#include "cpu/hidden.h"
-#include "cpu/results.h"
-#include "cpu/scores.h"
-#include "cpu/visibility.h"
+#include "cpu/common/hidden.h"
+#include "cpu/softmax/results.h"
+#include "cpu/softmax/scores.h"
+#include "cpu/softmax/visibility.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

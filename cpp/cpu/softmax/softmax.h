@@ -1,7 +1,7 @@
 // Normaliser: rows of scores become weights, tile by tile (online softmax).
 #pragma once
 
-#include "cpu/micro_kernel.h"
+#include "cpu/common/micro_kernel.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

@@ -1,11 +1,11 @@
 // Forward of one query tile:  scores -> visibility -> weights -> out, lse.
 #pragma once
 
-#include "cpu/hidden.h"
-#include "cpu/operands.h"
-#include "cpu/results.h"
-#include "cpu/scores.h"
-#include "cpu/visibility.h"
+#include "cpu/common/hidden.h"
+#include "cpu/softmax/operands.h"
+#include "cpu/softmax/results.h"
+#include "cpu/softmax/scores.h"
+#include "cpu/softmax/visibility.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

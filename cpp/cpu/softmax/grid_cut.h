@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "cpu/plan.h"
+#include "cpu/softmax/plan.h"
 
 namespace tileattn::cpu {
 

@@ -9,7 +9,7 @@
 // their product in fp32, become weights and gradients there, and then elements, in place.
 #pragma once
 
-#include "cpu/pack.h"
+#include "cpu/common/pack.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 

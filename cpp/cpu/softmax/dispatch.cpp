@@ -4,10 +4,10 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/instruction_set.h"
-#include "cpu/plan.h"
-#include "cpu/sequences.h"
-#include "cpu/workers.h"
+#include "cpu/common/instruction_set.h"
+#include "cpu/common/workers.h"
+#include "cpu/softmax/plan.h"
+#include "cpu/softmax/sequences.h"
 #include "tileattn/attention.h"
 #include "tileattn/pattern/dispatch.h"
 #include "tileattn/planner.h"

@@ -1,4 +1,4 @@
-#include "cpu/grid_cut.h"
+#include "cpu/softmax/grid_cut.h"
 
 #include <algorithm>
 #include <array>
