@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tileattn import _transforms
+from tileattn._common import transforms
 
 _PROPERTY = "hash of results"
 _HASHES: dict[str, str] = {}  # by the file's name, wherever that is, and the test's
@@ -47,7 +47,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("call", "call_in_place"):
-            patch.setattr(_transforms, name, hashed(getattr(_transforms, name)))
+            patch.setattr(transforms, name, hashed(getattr(transforms, name)))
         yield
     item.user_properties.append((_PROPERTY, digest.hexdigest()))
 

@@ -23,7 +23,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tileattn import _linear_ops, _native, _neighborhood_ops, _ops
+from tileattn import _native
+from tileattn.dense import _op as dense
+from tileattn.linear import _op as linear
+from tileattn.neighborhood import _op as neighborhood
 
 _KIB = 1024
 #: What a block of a device may have of shared memory, by compute capability.
@@ -60,7 +63,7 @@ class Simulator:
         for function in (self._runtime.ptxsim_stats_json, self._runtime.ptxsim_kernel_names):
             function.restype = ctypes.c_char_p
         self._library = torch.library.Library("tileattn_simulated", "DEF")
-        for schema in (*_ops.SCHEMAS, *_neighborhood_ops.SCHEMAS, *_linear_ops.SCHEMAS):
+        for schema in (*dense.SCHEMAS, *neighborhood.SCHEMAS, *linear.SCHEMAS):
             self._library.define(schema)
         # A torch with CUDA has loaded the real runtime; the kernels must find the simulator first.
         self._kernels = ctypes.CDLL(

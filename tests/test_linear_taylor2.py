@@ -20,8 +20,8 @@ from tileattn import (
     linear_attention_step,
     segment_state,
 )
-from tileattn._linear_ops import FEATURE_MAPS
 from tileattn.linear import _require_kernel
+from tileattn.linear._op import FEATURE_MAPS
 
 
 def case(options: dict[str, Any] | None = None, **fields: Any) -> Case:

@@ -10,7 +10,7 @@ from linear_cases import Case
 from torch import Tensor
 
 from tileattn import linear_attention, segment_state
-from tileattn._linear_ops import FEATURE_MAPS
+from tileattn.linear._op import FEATURE_MAPS
 
 FORWARD = torch.ops.tileattn.linear_attention_forward.default
 BACKWARD = torch.ops.tileattn.linear_attention_backward.default

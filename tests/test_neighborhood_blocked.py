@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tileattn import attention, halo_attention, reference, windowed_attention
-from tileattn._neighborhood_checks import Spec
 from tileattn.neighborhood import _attend
+from tileattn.neighborhood._checks import Spec
 
 BACKENDS = ["cpu", "reference"]
 

@@ -10,7 +10,7 @@ from grid_cases import GridCase, check_grid
 from torch import Tensor
 
 from tileattn import neighborhood_av, neighborhood_qk, reference
-from tileattn.neighborhood_unfused import relative_positions
+from tileattn.neighborhood.unfused import relative_positions
 
 SPECS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "1d": ((9,), {"window": 4}),

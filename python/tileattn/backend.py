@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from tileattn import _checkpoints
+from tileattn._common import checkpoints
 
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
@@ -65,7 +65,7 @@ def _surrounding() -> str:
     if torch.compiler.is_compiling():
         return _seen_by_compiler
     name = _current.get()
-    _checkpoints.keep(partial(use_backend, name))
+    checkpoints.keep(partial(use_backend, name))
     return name
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from tileattn import _neighborhood_ops, _ops
+from tileattn._common.library import LIBRARY_ERROR
 
-MAX_HEAD_DIM = _ops.MAX_HEAD_DIM
+MAX_HEAD_DIM = 256
 #: Of neighborhood attention on CUDA.
-CUDA_GRID_HEAD_DIM = _neighborhood_ops.CUDA_HEAD_DIM
+CUDA_GRID_HEAD_DIM = 128
 MAX_CUDA_LINEAR_DIM = 128
 #: Of q and k, with taylor2 inside of the kernel.
 MAX_CUDA_TAYLOR2_DIM = 16
@@ -83,8 +83,8 @@ def why_unavailable(backend: str) -> str | None:
     """
     if backend == "reference":
         return None
-    if _ops.LIBRARY_ERROR is not None:
-        return _ops.LIBRARY_ERROR
+    if LIBRARY_ERROR is not None:
+        return LIBRARY_ERROR
     key = backend.upper()
     if torch._C._dispatch_has_kernel_for_dispatch_key("tileattn::attention_forward", key):
         return None

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tileattn._checks import check_int, entries, wrong_type
-from tileattn._neighborhood_checks import PerAxis, Spec, check_spec, per_axis
+from tileattn._common.checks import check_int, entries, wrong_type
+from tileattn.neighborhood._checks import PerAxis, Spec, check_spec, per_axis
 
 
 @dataclass(frozen=True)

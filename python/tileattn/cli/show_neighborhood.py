@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
-from tileattn._neighborhood_checks import check_spec
 from tileattn.cli import console, grids
 from tileattn.cli.show import EMPTY, FULL, PARTIAL, import_pyplot
+from tileattn.neighborhood._checks import check_spec
 from tileattn.reference import neighborhood_mask
 
 

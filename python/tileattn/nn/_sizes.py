@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tileattn._checks import check_int
+from tileattn._common.checks import check_int
 
 
 def check_heads(embed_dim: int, num_heads: int) -> tuple[int, int, int]:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tileattn._neighborhood_checks import PerAxis, per_axis
-from tileattn.linear_variants import agent_attention
+from tileattn.linear.variants import agent_attention
+from tileattn.neighborhood._checks import PerAxis, per_axis
 from tileattn.nn.linear_variants import SelfAttentionModule
 from tileattn.reference.precision import exact_dtype
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tileattn import _checks
+from tileattn._common import checks
 from tileattn.dense import attention
 from tileattn.nn._sizes import check_free_heads, check_kv_heads
 from tileattn.nn.resettable import ResettableModule
@@ -51,13 +51,13 @@ class Attention(ResettableModule):
         embed_dim, num_heads, self.head_dim = check_free_heads(embed_dim, num_heads, head_dim)
         num_kv_heads = check_kv_heads(num_heads, num_kv_heads)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
-        self.causal = _checks.check_flag("causal", causal)
-        left, right, self.sink_tokens = _checks.check_window(window, sink_tokens)
-        self.window = None if window is None else _checks.window_of(left, right)
-        self.scale = None if scale is None else _checks.check_number("scale", scale)
-        bias = _checks.check_flag("bias", bias)
-        learn_sinks = _checks.check_flag("learn_sinks", learn_sinks)
-        self.softcap = _checks.check_number("softcap", softcap, minimum=0.0)
+        self.causal = checks.check_flag("causal", causal)
+        left, right, self.sink_tokens = checks.check_window(window, sink_tokens)
+        self.window = None if window is None else checks.window_of(left, right)
+        self.scale = None if scale is None else checks.check_number("scale", scale)
+        bias = checks.check_flag("bias", bias)
+        learn_sinks = checks.check_flag("learn_sinks", learn_sinks)
+        self.softcap = checks.check_number("softcap", softcap, minimum=0.0)
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
             return nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tileattn._checks import check_flag, check_int, check_positive
-from tileattn.feature_maps import hedgehog, hedgehog_joint, relu_random
+from tileattn._common.checks import check_flag, check_int, check_positive
+from tileattn.linear.feature_maps import hedgehog, hedgehog_joint, relu_random
 from tileattn.nn.resettable import ResettableModule
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tileattn import _checks
-from tileattn.decays import transnormer
+from tileattn._common import checks
 from tileattn.linear import linear_attention
-from tileattn.linear_variants import takes_float32
+from tileattn.linear.decays import transnormer
+from tileattn.linear.variants import takes_float32
 from tileattn.nn._sizes import check_free_heads
 from tileattn.nn.resettable import ResettableModule
 from tileattn.reference.precision import exact_dtype, no_autocast
@@ -155,8 +155,8 @@ def _initial_decay(log_decay: Tensor | None, heads: int, layer: int, num_layers:
     if log_decay is None:
         with torch.device("cpu"):
             return transnormer(heads, layer=layer, num_layers=num_layers)
-    _checks.require_tensor("log_decay", log_decay)
-    if log_decay.dtype not in _checks.FLOAT_DTYPES:
+    checks.require_tensor("log_decay", log_decay)
+    if log_decay.dtype not in checks.FLOAT_DTYPES:
         raise TypeError(f"log_decay has dtype {log_decay.dtype}; it must be a floating dtype")
     if tuple(log_decay.shape) != (heads,):
         raise ValueError(

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tileattn._checks import check_flag, check_int, check_number, check_positive
-from tileattn.feature_maps import FeatureMap
-from tileattn.linear_variants import (
+from tileattn._common.checks import check_flag, check_int, check_number, check_positive
+from tileattn.linear.feature_maps import FeatureMap
+from tileattn.linear.local import local_linear_attention, parallax_attention
+from tileattn.linear.variants import (
     clamped_linear_attention,
     prefix_linear_attention,
     softmax_rnn_attention,
 )
-from tileattn.local_linear import local_linear_attention, parallax_attention
+from tileattn.linear.wersa import wersa_attention
 from tileattn.nn._sizes import check_heads
 from tileattn.nn.feature_maps import draw_projection
 from tileattn.nn.resettable import ResettableModule
 from tileattn.reference.precision import exact_dtype
-from tileattn.wersa import wersa_attention
 
 
 class SelfAttentionModule(ResettableModule):

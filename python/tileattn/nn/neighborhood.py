@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tileattn._checks import check_flag, check_number
-from tileattn._neighborhood_checks import PerAxis, check_spec, per_axis
+from tileattn._common.checks import check_flag, check_number
 from tileattn.neighborhood import neighborhood_attention
-from tileattn.neighborhood_unfused import neighborhood_av, neighborhood_qk, relative_positions
+from tileattn.neighborhood._checks import PerAxis, check_spec, per_axis
+from tileattn.neighborhood.unfused import neighborhood_av, neighborhood_qk, relative_positions
 from tileattn.nn._sizes import check_heads, check_kv_heads
 from tileattn.nn.resettable import ResettableModule
 

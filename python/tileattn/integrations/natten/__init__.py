@@ -10,7 +10,7 @@ schedules, memory settings) is taken and has no effect; ``backend`` also takes t
 :func:`tileattn.use_backend`.
 """
 
-from tileattn import _ops
+from tileattn._common.library import LIBRARY_ERROR
 from tileattn.integrations.natten.backends import (
     get_bwd_configs_for_cutlass_blackwell_fmha,
     get_bwd_configs_for_cutlass_blackwell_fna,
@@ -63,7 +63,7 @@ from tileattn.integrations.natten.modules import (
 __version__ = "0.21.7"
 
 #: Whether there are compiled kernels: tileattn's, in the place of libnatten.
-HAS_LIBNATTEN = _ops.LIBRARY_ERROR is None
+HAS_LIBNATTEN = LIBRARY_ERROR is None
 
 __all__ = [
     "HAS_LIBNATTEN",

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import _checks, dense, neighborhood
-from tileattn._neighborhood_checks import PerAxis
+from tileattn import dense, neighborhood
+from tileattn._common import checks
 from tileattn.backend import check_backend
 from tileattn.integrations.natten.context import deterministic_gradients
 from tileattn.integrations.natten.types import KernelSchedule
 from tileattn.integrations.natten.utils.varlen import check_packed, offsets_of_lengths
+from tileattn.neighborhood._checks import PerAxis
 
 Result = Tensor | tuple[Tensor, Tensor]
 
@@ -145,7 +146,7 @@ def attention(
     Raises:
         TypeError, ValueError, NotImplementedError: as :func:`tileattn.attention`.
     """
-    is_causal = _checks.check_flag("is_causal", is_causal)
+    is_causal = checks.check_flag("is_causal", is_causal)
     options: dict[str, Any] = {
         "scale": scale or None,
         "deterministic": deterministic_gradients(),
@@ -173,7 +174,7 @@ def attention(
 def _whole(
     query: Tensor, key: Tensor, value: Tensor, is_causal: bool, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    _checks.check_qkv(query, key, value, packed=False)
+    checks.check_qkv(query, key, value, packed=False)
     queries, keys = query.shape[1], key.shape[1]
     if is_causal and queries < keys:  # keys past the last query are never seen
         key, value = key[:, :queries], value[:, :queries]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tileattn import _checks
-from tileattn._neighborhood_checks import MAX_RANK, PerAxis
+from tileattn._common import checks
 from tileattn.integrations.natten.functional import neighborhood_attention_generic
+from tileattn.neighborhood._checks import MAX_RANK, PerAxis
 from tileattn.nn.neighborhood import _NeighborhoodAttention
 
 
@@ -50,7 +50,7 @@ class NeighborhoodAttentionGeneric(_NeighborhoodAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.rank = _checks.check_int("na_dim", na_dim)
+        self.rank = checks.check_int("na_dim", na_dim)
         if self.rank > MAX_RANK:
             raise ValueError(f"na_dim is {na_dim}; it must be at most {MAX_RANK}")
         super().__init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tileattn import _checks
+from tileattn._common import checks
 
 
 def generate_varlen_parameters(
@@ -48,10 +48,10 @@ def offsets_of_lengths(
     for name, lengths in (("seqlens_Q", seqlens_Q), ("seqlens_KV", seqlens_KV)):
         if lengths is None:
             raise ValueError(f"{name} is None; both seqlens must be given, or neither")
-        _checks.require_tensor(name, lengths)
+        checks.require_tensor(name, lengths)
         if lengths.dtype != torch.int32:
             raise TypeError(f"{name} has dtype {lengths.dtype}; it must be torch.int32")
-        _checks.require_device(name, lengths, query)
+        checks.require_device(name, lengths, query)
         if lengths.dim() != 1 or lengths.shape[0] == 0:
             raise ValueError(f"{name} has shape {list(lengths.shape)}; it must be [sequences]")
     assert seqlens_Q is not None and seqlens_KV is not None
@@ -68,10 +68,10 @@ def offsets_of_lengths(
 def check_packed(query: Tensor, key: Tensor, value: Tensor) -> None:
     """All sequences in a row, in a batch of 1."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        _checks.require_tensor(name, tensor)
+        checks.require_tensor(name, tensor)
         if tensor.dim() != 4 or tensor.shape[0] != 1:
             raise ValueError(
-                f"{name} is {_checks.describe(tensor)}; packed sequences lie in a row, "
+                f"{name} is {checks.describe(tensor)}; packed sequences lie in a row, "
                 "[1, tokens, heads, head_dim]"
             )
 

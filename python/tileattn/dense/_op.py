@@ -1,9 +1,4 @@
-"""The raw operators ``torch.ops.tileattn.*``: schemas, fake kernels, gradients.
-
-The kernels themselves are in the compiled library ``_torch.so`` beside this file, which implements
-these schemas for CPU and CUDA. Without it everything here still imports, and only
-``backend="reference"`` can run.
-"""
+"""The raw operators of dense attention: schemas, fake kernels, gradients."""
 
 from __future__ import annotations
 
@@ -12,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import _transforms
-from tileattn._paths import library_path
-from tileattn._softmax_tangent import Pair, tangent
-
-_LIBRARY = torch.library.Library("tileattn", "FRAGMENT")
+from tileattn._common import transforms as _transforms
+from tileattn._common.library import LIBRARY
+from tileattn._common.softmax_tangent import Pair, tangent
+from tileattn.capabilities import MAX_HEAD_DIM
 
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, {state}Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
@@ -33,30 +27,12 @@ SCHEMAS = (
     + ", bool bias_grad) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor delta)",
 )
 for _schema in SCHEMAS:
-    _LIBRARY.define(_schema)
+    LIBRARY.define(_schema)
 
 _FORWARD = torch.ops.tileattn.attention_forward.default
 _BACKWARD = torch.ops.tileattn.attention_backward.default
-#: Of the kernels' head dims.
-MAX_HEAD_DIM = 256
 #: Positions of the forward's arguments that are tensors; the rest are plain numbers.
 _TENSORS = 8
-
-
-def load_library() -> str | None:
-    """Loads the compiled kernels; returns why that failed, or None."""
-    path = library_path()
-    if path is None:
-        return "this installation has no compiled kernels (no tileattn/_torch.so)"
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        return f"the compiled kernels in {path} do not load: {error}"
-    return None
-
-
-#: Why the compiled kernels are absent; None where they are loaded.
-LIBRARY_ERROR = load_library()
 
 
 def forward(op: Any, tensors: tuple[Tensor | None, ...], *options: Any) -> tuple[Tensor, Tensor]:
@@ -80,10 +56,10 @@ def fake_results(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, .
     )
 
 
-torch.library.register_fake("tileattn::attention_forward", fake_results, lib=_LIBRARY)
+torch.library.register_fake("tileattn::attention_forward", fake_results, lib=LIBRARY)
 
 
-@torch.library.register_fake("tileattn::attention_backward", lib=_LIBRARY)
+@torch.library.register_fake("tileattn::attention_backward", lib=LIBRARY)
 def _fake_backward(
     dout: Tensor,
     dlse: Tensor | None,
@@ -183,5 +159,5 @@ def _jvp(
     return dout, dlse, None, None
 
 
-_transforms.register(_LIBRARY, "attention_forward", _setup_context, _backward, _jvp)
-_transforms.register_last(_LIBRARY, "attention_backward")
+_transforms.register(LIBRARY, "attention_forward", _setup_context, _backward, _jvp)
+_transforms.register_last(LIBRARY, "attention_backward")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tileattn import _checks, _linear_ops, _transforms, reference
-from tileattn._linear_checks import State, check_decay, check_state
+from tileattn import reference
+from tileattn._common import checks, transforms
 from tileattn.backend import resolve_backend
-from tileattn.feature_maps import FeatureMap
 from tileattn.linear import _prepare, _require_kernel
+from tileattn.linear._checks import State, check_decay, check_state
+from tileattn.linear._op import STEP
+from tileattn.linear.feature_maps import FeatureMap
 
 __all__ = ["linear_attention_step"]
-del _linear_ops  # imported to define the ops
-
-_STEP = torch.ops.tileattn.linear_attention_step.default
 
 
 def linear_attention_step(
@@ -55,13 +54,13 @@ def linear_attention_step(
     """
     q, k, v = _prepare(q, k, v, feature_map)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        _checks.require_tensor(name, tensor)
+        checks.require_tensor(name, tensor)
         if tensor.dim() != 3:
             raise ValueError(
-                f"{name} is {_checks.describe(tensor)}; its layout must be [batch, heads, head_dim]"
+                f"{name} is {checks.describe(tensor)}; its layout must be [batch, heads, head_dim]"
             )
-    _checks.check_qkv(q[:, None], k[:, None], v[:, None], packed=False)
-    scale = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
+    checks.check_qkv(q[:, None], k[:, None], v[:, None], packed=False)
+    scale = q.shape[-1] ** -0.5 if scale is None else checks.check_number("scale", scale)
     s, z = _check_pool(state, q, v, slots)
     if log_decay is not None:
         log_decay = _check_decay(log_decay, q)
@@ -70,7 +69,7 @@ def linear_attention_step(
         return _reference(q, k, v, s, z, log_decay, slots, scale)
     _require_kernel(chosen, k, v, fused=0)
     changed = (s,) if z is None else (s, z)
-    out: Tensor = _transforms.call_in_place(_STEP, changed, q, k, v, s, z, log_decay, slots, scale)
+    out: Tensor = transforms.call_in_place(STEP, changed, q, k, v, s, z, log_decay, slots, scale)
     return out
 
 
@@ -82,10 +81,10 @@ def _check_pool(
     if slots is None:
         places = q.shape[0]
     else:
-        _checks.require_tensor("slots", slots)
+        checks.require_tensor("slots", slots)
         if slots.dtype != torch.int32:
             raise TypeError(f"slots has dtype {slots.dtype}; it must be torch.int32")
-        _checks.require_device("slots", slots, q)
+        checks.require_device("slots", slots, q)
         if tuple(slots.shape) != (q.shape[0],):
             raise ValueError(
                 f"slots has shape {list(slots.shape)}; it must be [batch] = [{q.shape[0]}]"
@@ -107,7 +106,7 @@ def _check_pool(
 
 def _check_decay(log_decay: Tensor, q: Tensor) -> Tensor:
     """[H] or [B, H]."""
-    _checks.require_tensor("log_decay", log_decay)
+    checks.require_tensor("log_decay", log_decay)
     if log_decay.dim() == 2:
         check_decay(log_decay[:, None], q[:, None], q.shape[1], causal=True)
     else:

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 import torch
 from torch import Tensor
 
-from tileattn import _checks, _neighborhood_ops, _ops, capabilities, reference
-from tileattn._neighborhood_checks import (
+from tileattn import capabilities, reference
+from tileattn._common import checks
+from tileattn._common.precision import autocast
+from tileattn.backend import resolve_backend
+from tileattn.dense import _autocast, _require_kernel
+from tileattn.dense import _op as _ops
+from tileattn.neighborhood._checks import (
     PerAxis,
     Spec,
     check_extra,
@@ -18,18 +23,14 @@ from tileattn._neighborhood_checks import (
     check_spec,
     per_axis,
 )
-from tileattn._precision import autocast
-from tileattn.backend import resolve_backend
-from tileattn.dense import _autocast, _require_kernel
+from tileattn.neighborhood._op import FORWARD
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_FORWARD = torch.ops.tileattn.neighborhood_forward.default
 _BORDERS = ("cut", "zeros")
 
 __all__ = ["halo_attention", "neighborhood_attention", "windowed_attention"]
-del _neighborhood_ops  # imported to define the ops
 
 
 class _Options(TypedDict, total=False):
@@ -120,8 +121,8 @@ def neighborhood_attention(
     Source: Hassani et al., Neighborhood Attention Transformer (CVPR 2023) and Generalized
     Neighborhood Attention (2025).
     """
-    deterministic = _checks.check_flag("deterministic", deterministic)
-    return_lse = _checks.check_flag("return_lse", return_lse)
+    deterministic = checks.check_flag("deterministic", deterministic)
+    return_lse = checks.check_flag("return_lse", return_lse)
     q, k, v, _ = _autocast(q, k, v, None)
     grid = check_grid(q, k, v)
     spec = check_spec(grid, window, stride, dilation, causal)
@@ -162,7 +163,7 @@ def halo_attention(
 
     Source: Vaswani et al., Scaling Local Self-Attention (HaloNet, CVPR 2021).
     """
-    deterministic = _checks.check_flag("deterministic", deterministic)
+    deterministic = checks.check_flag("deterministic", deterministic)
     if border not in _BORDERS:
         raise ValueError(f"border is {border!r}; allowed: {', '.join(map(repr, _BORDERS))}")
     q, k, v, _ = _autocast(q, k, v, None)
@@ -208,7 +209,7 @@ def windowed_attention(
 
     Source: Liu et al., Swin Transformer (ICCV 2021).
     """
-    deterministic = _checks.check_flag("deterministic", deterministic)
+    deterministic = checks.check_flag("deterministic", deterministic)
     q, k, v, _ = _autocast(q, k, v, None)
     grid = check_grid(q, k, v)
     windows = per_axis("window", window, len(grid), 1)
@@ -250,7 +251,7 @@ def _attend(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """out and lse of checked tensors."""
-    factor = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else checks.check_number("scale", scale)
     chosen = resolve_backend(backend, q.device)
     if chosen == "reference":
         # What it traces does not ask again.
@@ -275,4 +276,4 @@ def _attend(
         feature = f"neighborhood attention, head dims above {limit}"
         capabilities.require(chosen, feature, f"neighborhood attention with head dim {dim}")
     tensors = (q, k, v, extra_keys, extra_values)
-    return _ops.forward(_FORWARD, tensors, *spec, factor, deterministic)
+    return _ops.forward(FORWARD, tensors, *spec, factor, deterministic)

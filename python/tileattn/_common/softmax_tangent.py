@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn._transforms import refuse_tangent
+from tileattn._common.transforms import refuse_tangent
 
 #: Keys or values that a query sees by its place, and extra ones.
 Pair = tuple[Tensor, Tensor | None]

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import _checks, capabilities
-from tileattn._precision import autocast, range_factor
+from tileattn import capabilities
+from tileattn._common import checks
+from tileattn._common.precision import autocast, range_factor
 from tileattn.backend import resolve_backend
 from tileattn.dense import _autocast, attention
-from tileattn.feature_maps import FeatureMap
 from tileattn.linear import linear_attention, segment_state
+from tileattn.linear.feature_maps import FeatureMap
 from tileattn.reference.precision import exact_dtype, no_autocast
 
 __all__ = [
@@ -93,7 +94,7 @@ def clamped_linear_attention(
     Source: Zheng, L2ViT: the linear transformer is secretly a local and global learner (2025),
     ReLU linear attention with a clamped denominator.
     """
-    minimum = _checks.check_number("minimum", minimum, minimum=0.0)
+    minimum = checks.check_number("minimum", minimum, minimum=0.0)
     q, k, v = autocast(q), autocast(k), autocast(v)
     # A mean of values is in their range, unlike its numerator.
     mean = linear_attention(
@@ -151,7 +152,7 @@ def agent_attention(
     Source: Han et al., Agent Attention (2023), eq. 5.
     """
     for name, tensor in (("q", q), ("k", k), ("v", v), ("agents", agents)):
-        _checks.require_tensor(name, tensor)
+        checks.require_tensor(name, tensor)
     q, k, v, gather_bias = _autocast(q, k, v, gather_bias)
     _, _, agents, spread_bias = _autocast(q, k, agents, spread_bias)
     widen = q.dtype == torch.float16 and takes_float32(q, backend)
@@ -202,15 +203,15 @@ def softmax_rnn_attention(
     if finalizer not in FINALIZERS:
         raise ValueError(f"finalizer is {finalizer!r}; allowed: {', '.join(FINALIZERS)}")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        _checks.require_tensor(name, tensor)
-    causal = _checks.check_flag("causal", causal)
-    eps = _checks.check_number("eps", eps, minimum=0.0)
+        checks.require_tensor(name, tensor)
+    causal = checks.check_flag("causal", causal)
+    eps = checks.check_number("eps", eps, minimum=0.0)
     options: dict[str, Any] = {"causal": causal, "scale": scale, "backend": backend}
     if finalizer == "sum":
         mean: Tensor = attention(q, k, v, **options)
         return mean
     q, k, v = autocast(q), autocast(k), autocast(v)
-    _checks.check_qkv(q, k, v, packed=False)
+    checks.check_qkv(q, k, v, packed=False)
     factor: Tensor | None = None
     if v.dtype == torch.float16:  # rows may be small, their gradients large
         factor = range_factor(v, (1, 3))

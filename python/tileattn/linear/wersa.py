@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tileattn import _checks
-from tileattn._precision import range_factor
-from tileattn.feature_maps import relu_random
+from tileattn._common import checks
+from tileattn._common.precision import range_factor
 from tileattn.linear import linear_attention
+from tileattn.linear.feature_maps import relu_random
 from tileattn.reference.precision import exact_dtype, no_autocast
 
 __all__ = ["haar_filter", "wersa_attention"]
@@ -33,7 +33,7 @@ def haar_filter(x: Tensor, gains: Tensor) -> Tensor:
         TypeError: no tensor. ValueError: shapes that do not fit.
     """
     for name, tensor in (("x", x), ("gains", gains)):
-        _checks.require_tensor(name, tensor)
+        checks.require_tensor(name, tensor)
     if x.dim() != 4:
         raise ValueError(f"x has shape {list(x.shape)}; it must be [batch, tokens, heads, dim]")
     full = (x.shape[0], gains.shape[1] if gains.dim() == 3 else 1, x.shape[2])

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tileattn import _checks, _stencil
-from tileattn._neighborhood_checks import PerAxis, check_grid, check_spec
+from tileattn._common import checks
 from tileattn.dense import _autocast
+from tileattn.neighborhood import _stencil
+from tileattn.neighborhood._checks import PerAxis, check_grid, check_spec
 
 
 def neighborhood_qk(
@@ -45,7 +46,7 @@ def neighborhood_qk(
     q, k, _, _ = _autocast(q, k, k, None)
     grid = check_grid(q, k, k)
     spec = check_spec(grid, window, stride, dilation, causal)[:4]
-    factor = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else checks.check_number("scale", scale)
     found = _stencil.dot(_tokens(q), _tokens(k), factor, grid, *spec)
     scores: Tensor = found.reshape(*q.shape[:-1], found.shape[-1])
     if any(spec[3]):
@@ -82,19 +83,19 @@ def neighborhood_av(
     weights, v, _, _ = _autocast(weights, v, v, None)
     grid = check_grid(v, v, v)
     spec = check_spec(grid, window, stride, dilation, causal)[:4]
-    _checks.require_tensor("weights", weights)
+    checks.require_tensor("weights", weights)
     expected = (*v.shape[:-2], math.prod(spec[0]))
     heads, heads_kv = (weights.shape[-2] if weights.dim() > 1 else 0), v.shape[-2]
     fits = weights.dim() == v.dim() and (*weights.shape[:-2], weights.shape[-1]) == expected
     if not fits or heads % heads_kv != 0:
         raise ValueError(
-            f"weights is {_checks.describe(weights)}; it must be [batch, *grid, heads, slots] with "
+            f"weights is {checks.describe(weights)}; it must be [batch, *grid, heads, slots] with "
             f"batch and grid of v, {list(v.shape[:-2])}, a multiple of its {heads_kv} heads and "
             f"{expected[-1]} slots"
         )
     if weights.dtype != v.dtype:
         raise TypeError(f"weights has dtype {weights.dtype}; it must have that of v, {v.dtype}")
-    _checks.require_device("weights", weights, v)
+    checks.require_device("weights", weights, v)
     if any(spec[3]):  # what is not a number there must not reach the sum
         held = _stencil.held_slots(grid, spec, v.device)
         weights = weights.masked_fill(~held[..., None, :], 0.0)

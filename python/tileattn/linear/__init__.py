@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
-import torch
 from torch import Tensor
 
-from tileattn import _checks, _transforms, capabilities, reference
-from tileattn._linear_checks import State, check_decay, check_inputs, check_state
-from tileattn._linear_ops import FEATURE_MAPS, feature_dim
+from tileattn import capabilities, reference
+from tileattn._common import checks, transforms
 from tileattn.backend import resolve_backend
 from tileattn.capabilities import HEAD_DIM_STEP, MAX_CUDA_LINEAR_DIM, MAX_CUDA_TAYLOR2_DIM
 from tileattn.dense import _DTYPE_FEATURE, _autocast
-from tileattn.feature_maps import FeatureMap, feature_map_of
+from tileattn.linear._checks import State, check_decay, check_inputs, check_state
+from tileattn.linear._op import FEATURE_MAPS, FORWARD, SEGMENT, feature_dim
+from tileattn.linear.feature_maps import FeatureMap, feature_map_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["linear_attention", "segment_state"]
 
 MAX_LINEAR_DIM = 1024
-_FORWARD = torch.ops.tileattn.linear_attention_forward.default
-_SEGMENT_STATE = torch.ops.tileattn.segment_state.default
 
 
 class Options(TypedDict, total=False):
@@ -109,14 +107,14 @@ def linear_attention(
     Source: Katharopoulos et al., Transformers are RNNs (2020); chunks and decay: Qin et al.,
     Lightning Attention-2 (2024), algorithms 1 and 2; Sun et al., Retentive Network (2023).
     """
-    normalize = _checks.check_flag("normalize", normalize)
-    causal = _checks.check_flag("causal", causal)
-    return_final_state = _checks.check_flag("return_final_state", return_final_state)
+    normalize = checks.check_flag("normalize", normalize)
+    causal = checks.check_flag("causal", causal)
+    return_final_state = checks.check_flag("return_final_state", return_final_state)
     fused = _fused(feature_map, q, backend)
     q, k, v = _prepare(q, k, v, None if fused else feature_map)
     sequences = check_inputs(q, k, v, cu_seqlens)
     dim = feature_dim(fused, k.shape[-1])
-    scale = dim**-0.5 if scale is None else _checks.check_number("scale", scale)
+    scale = dim**-0.5 if scale is None else checks.check_number("scale", scale)
     heads = q.shape[2]
     if log_decay is not None:
         check_decay(log_decay, k, heads, causal)
@@ -140,7 +138,7 @@ def linear_attention(
     log_decay = None if log_decay is None else log_decay.float()
     inputs = (q, k, v, log_decay, s, z, cu_seqlens, scale, causal, normalize, fused)
     out: Tensor
-    out, _, last_s, last_z = _transforms.call(_FORWARD, *inputs)
+    out, _, last_s, last_z = transforms.call(FORWARD, *inputs)
     if not return_final_state:
         return out
     return out, ((last_s, last_z) if normalize else last_s)
@@ -177,7 +175,7 @@ def segment_state(
 
     Source: Sun et al., Linear Attention Sequence Parallelism (2024).
     """
-    normalize = _checks.check_flag("normalize", normalize)
+    normalize = checks.check_flag("normalize", normalize)
     fused = _fused(feature_map, k, backend)
     k, _, v = _prepare(k, k, v, None if fused else feature_map)
     sequences = check_inputs(k, k, v, cu_seqlens)
@@ -211,7 +209,7 @@ def segment_state(
     _require_kernel(chosen, k, v, fused)
     log_decay = None if log_decay is None else log_decay.float()
     inputs = (k, v, log_decay, s, z, cu_seqlens, heads, normalize, fused)
-    last_s, last_z = _transforms.call(_SEGMENT_STATE, *inputs)
+    last_s, last_z = transforms.call(SEGMENT, *inputs)
     return (last_s, last_z) if normalize else last_s
 
 
@@ -219,7 +217,7 @@ def _fused(feature_map: str | FeatureMap | None, q: Tensor, backend: str | None)
     """The place in FEATURE_MAPS of a map that the kernel applies itself; 0 where it does not."""
     if feature_map != "taylor2":
         return 0
-    _checks.require_tensor("q", q)
+    checks.require_tensor("q", q)
     chosen = resolve_backend(backend, q.device)
     missing = capabilities.why_not(chosen, "taylor2 inside of the kernel")
     return 0 if missing else FEATURE_MAPS.index(feature_map)
@@ -234,7 +232,7 @@ def _prepare(
     if function is None:
         return q, k, v
     for name, tensor in (("q", q), ("k", k)):
-        _checks.require_tensor(name, tensor)
+        checks.require_tensor(name, tensor)
     return function(q).to(q.dtype), function(k).to(k.dtype), v
 
 

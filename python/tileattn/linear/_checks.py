@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tileattn._checks import (
+from tileattn._common.checks import (
     FLOAT_DTYPES,
     _check_offsets,
     check_qkv,

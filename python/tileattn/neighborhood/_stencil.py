@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import _transforms
-from tileattn._neighborhood_checks import check_fit
-from tileattn._ops import _LIBRARY
+from tileattn._common import transforms
+from tileattn._common.library import LIBRARY
+from tileattn.neighborhood._checks import check_fit
 from tileattn.reference.precision import exact_dtype
 
 Ints = Sequence[int]
@@ -103,7 +103,7 @@ SCHEMAS = (
     f"stencil_scatter(Tensor weights, Tensor x, SymInt heads_kv, {_SPEC}) -> Tensor",
 )
 for _schema in SCHEMAS:
-    _LIBRARY.define(_schema)
+    LIBRARY.define(_schema)
 
 #: [B, tokens, Hq, slots] of q [B, tokens, Hq, D] and k [B, tokens, Hkv, D].
 dot = torch.ops.tileattn.stencil_dot.default
@@ -153,7 +153,7 @@ def _fake_scatter(weights: Tensor, x: Tensor, heads_kv: int, *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _transforms.save(ctx, *inputs[:2])
+    transforms.save(ctx, *inputs[:2])
     ctx.options = inputs[2:]
 
 
@@ -185,7 +185,7 @@ def _jvp_of(op: Any) -> Any:
     """Each of the three is linear in both of its tensors."""
 
     def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, *_: Any) -> Any:
-        a, b = _transforms.primals(ctx)
+        a, b = transforms.primals(ctx)
         pairs = ((da, b), (a, db))
         parts = [op(x, y, *ctx.options) for x, y in pairs if x is not None and y is not None]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
@@ -199,6 +199,6 @@ for _op, _kernel, _fake, _backward in (
     (scatter, _scatter, _fake_scatter, _scatter_backward),
 ):
     _name = _op._schema.name.removeprefix("tileattn::")
-    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(_op, _fake, lib=_LIBRARY)
-    _transforms.register(_LIBRARY, _name, _save, _backward, _jvp_of(_op))
+    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(_op, _fake, lib=LIBRARY)
+    transforms.register(LIBRARY, _name, _save, _backward, _jvp_of(_op))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
 
-from tileattn import _checks
+from tileattn._common import checks
 
 LAYOUT = "[batch, tokens, heads, head_dim] with ragged tokens"
 
@@ -50,7 +50,7 @@ def _check(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor) or not tensor.is_nested:
         error = ValueError if isinstance(tensor, Tensor) else TypeError
         raise error(
-            f"{name} is {_checks.describe(tensor)}; all of q, k and v must be nested, or none"
+            f"{name} is {checks.describe(tensor)}; all of q, k and v must be nested, or none"
         )
     if tensor.layout is not torch.jagged:
         raise TypeError(

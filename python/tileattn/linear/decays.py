@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tileattn import _checks
+from tileattn._common import checks
 
 
 def transnormer(heads: int, *, layer: int = 0, num_layers: int = 1) -> Tensor:
@@ -57,9 +57,9 @@ def _count(heads: int, first: int) -> Tensor:
 
 
 def _check(heads: int, layer: int, num_layers: int) -> tuple[int, int, int]:
-    heads = _checks.check_int("heads", heads)
-    layer = _checks.check_int("layer", layer, 0)
-    num_layers = _checks.check_int("num_layers", num_layers)
+    heads = checks.check_int("heads", heads)
+    layer = checks.check_int("layer", layer, 0)
+    num_layers = checks.check_int("num_layers", num_layers)
     if layer >= num_layers:
         raise ValueError(f"layer is {layer}; it must be from 0 to num_layers - 1, {num_layers - 1}")
     return heads, layer, num_layers

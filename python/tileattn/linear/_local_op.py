@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import _transforms
-from tileattn._ops import _LIBRARY
+from tileattn._common import transforms
+from tileattn._common.library import LIBRARY
 
 _EQUATION = "Tensor p, Tensor q, Tensor k, float ridge, SymInt iterations"
 SCHEMAS = (
@@ -22,7 +22,7 @@ SCHEMAS = (
     f"local_linear_solve(Tensor right, {_EQUATION}) -> Tensor",
 )
 for _schema in SCHEMAS:
-    _LIBRARY.define(_schema)
+    LIBRARY.define(_schema)
 
 _START = torch.ops.tileattn.local_linear_start.default
 _SOLUTION = torch.ops.tileattn.local_linear_solution.default
@@ -87,18 +87,18 @@ def _setup_start(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _setup_solution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, _, *equation, ctx.ridge, ctx.iterations = inputs
-    _transforms.save(ctx, *equation)
+    transforms.save(ctx, *equation)
 
 
 def _solution_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     """The matrix is symmetric."""
-    solved = _transforms.call(_SOLVE, gradient, *ctx.saved_tensors, ctx.ridge, ctx.iterations)
+    solved = transforms.call(_SOLVE, gradient, *ctx.saved_tensors, ctx.ridge, ctx.iterations)
     return solved, *(None,) * 6
 
 
 def _solution_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
     """d rho = matrix^-1 d residual."""
-    return _SOLVE(tangent, *_transforms.primals(ctx), ctx.ridge, ctx.iterations)
+    return _SOLVE(tangent, *transforms.primals(ctx), ctx.ridge, ctx.iterations)
 
 
 for _op, _kernel in (
@@ -107,14 +107,12 @@ for _op, _kernel in (
     (_SOLVE, _solve),
 ):
     _name = _op._schema.name.removeprefix("tileattn::")
-    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(_op, _like_q, lib=_LIBRARY)
-_transforms.register(
-    _LIBRARY, "local_linear_start", _setup_start, lambda *_: (), lambda *_: (None,)
+    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(_op, _like_q, lib=LIBRARY)
+transforms.register(LIBRARY, "local_linear_start", _setup_start, lambda *_: (), lambda *_: (None,))
+transforms.register(
+    LIBRARY, "local_linear_solution", _setup_solution, _solution_backward, _solution_jvp
 )
-_transforms.register(
-    _LIBRARY, "local_linear_solution", _setup_solution, _solution_backward, _solution_jvp
-)
-_transforms.register_last(
-    _LIBRARY, "local_linear_solve", "call tileattn.reference.local_linear_attention"
+transforms.register_last(
+    LIBRARY, "local_linear_solve", "call tileattn.reference.local_linear_attention"
 )

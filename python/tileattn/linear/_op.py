@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from tileattn import _transforms
-from tileattn._ops import _LIBRARY
+from tileattn._common import transforms
+from tileattn._common.library import LIBRARY
 
 #: Those that kernels apply themselves, by the values of the enum FeatureMap.
 FEATURE_MAPS = (None, "taylor2")
@@ -33,10 +33,11 @@ SCHEMAS = (
     "Tensor? log_decay, Tensor? slots, float scale) -> Tensor",
 )
 for _schema in SCHEMAS:
-    _LIBRARY.define(_schema)
+    LIBRARY.define(_schema)
 
-_FORWARD = torch.ops.tileattn.linear_attention_forward.default
-_SEGMENT = torch.ops.tileattn.segment_state.default
+FORWARD = torch.ops.tileattn.linear_attention_forward.default
+SEGMENT = torch.ops.tileattn.segment_state.default
+STEP = torch.ops.tileattn.linear_attention_step.default
 _BACKWARD = torch.ops.tileattn.linear_attention_backward.default
 
 
@@ -59,7 +60,7 @@ def _new_state(
     return s, k.new_empty(z_shape if normalize else (0,), dtype=torch.float32)
 
 
-@torch.library.register_fake("tileattn::linear_attention_forward", lib=_LIBRARY)
+@torch.library.register_fake("tileattn::linear_attention_forward", lib=LIBRARY)
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     cu_seqlens, normalize = rest[3], rest[6]
     out = q.new_empty((*q.shape[:-1], v.shape[-1]))
@@ -67,7 +68,7 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, 
     return out, denominator, *_new_state(k, v, cu_seqlens, q.shape[2], normalize, *rest[7:])
 
 
-@torch.library.register_fake("tileattn::linear_attention_backward", lib=_LIBRARY)
+@torch.library.register_fake("tileattn::linear_attention_backward", lib=LIBRARY)
 def _fake_backward(
     dout: Tensor, ds: Tensor | None, dz: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
@@ -79,12 +80,12 @@ def _fake_backward(
     return *gradients, dlog_decay, *state
 
 
-@torch.library.register_fake("tileattn::segment_state", lib=_LIBRARY)
+@torch.library.register_fake("tileattn::segment_state", lib=LIBRARY)
 def _fake_segment_state(k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _new_state(k, v, *rest[3:])
 
 
-@torch.library.register_fake("tileattn::linear_attention_step", lib=_LIBRARY)
+@torch.library.register_fake("tileattn::linear_attention_step", lib=LIBRARY)
 def _fake_step(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
@@ -118,7 +119,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     q, k, v, log_decay, s, z, cu_seqlens, *ctx.options, ctx.feature_map = inputs
     out, denominator, last_s, last_z = output
     kept = (out, denominator) if ctx.options[-1] else (None, None)
-    _transforms.save(ctx, q, k, v, *kept, log_decay, s, z, cu_seqlens)
+    transforms.save(ctx, q, k, v, *kept, log_decay, s, z, cu_seqlens)
     ctx.mark_non_differentiable(denominator)
     ctx.state_shapes = last_s.shape, last_z.shape
 
@@ -133,7 +134,7 @@ def _backward(
     ds, dz = _with_z(ds, dz, ctx.state_shapes, ctx.options[-1])
     inputs = (q, k, v, out, denominator, log_decay, s, z, cu_seqlens)
     options = (*ctx.options, ctx.needs_input_grad[3], ctx.feature_map)
-    results = _transforms.call(_BACKWARD, dout, ds, dz, *inputs, *options)
+    results = transforms.call(_BACKWARD, dout, ds, dz, *inputs, *options)
     return _gradients(ctx.needs_input_grad[:6], results, log_decay) + nothing
 
 
@@ -148,7 +149,7 @@ def _jvp(
     *_: Any,
 ) -> tuple[Tensor | None, ...]:
     """q^T S is linear in q, in k and in v and s together; q . z is the same with v = 1."""
-    q, k, v, out, denominator, log_decay, s, z, cu_seqlens = _transforms.primals(ctx)
+    q, k, v, out, denominator, log_decay, s, z, cu_seqlens = transforms.primals(ctx)
     scale, causal, normalize = ctx.options
     _require_linear(dlog_decay, ctx.feature_map, dq, dk)
     # Where normalized a factor cancels: means stay in the range of half precision, sums do not.
@@ -156,7 +157,7 @@ def _jvp(
 
     def product(q: Tensor, k: Tensor, v: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
         tensors = (q, k, v, log_decay, s, None, cu_seqlens)
-        out, _, last_s, _ = _FORWARD(*tensors, scale / tokens, causal, False, ctx.feature_map)
+        out, _, last_s, _ = FORWARD(*tensors, scale / tokens, causal, False, ctx.feature_map)
         return out, last_s
 
     def tangent(
@@ -202,20 +203,20 @@ def _zeros(tangent: Tensor | None, like: Tensor, needed: Tensor | None) -> Tenso
 def _require_linear(dlog_decay: Tensor | None, feature_map: int, *features: Tensor | None) -> None:
     """What the formulas need: no tangent of the decay, none through a map in the kernel."""
     if dlog_decay is not None:
-        _transforms.refuse_tangent("in log_decay")
+        transforms.refuse_tangent("in log_decay")
     if feature_map != 0 and any(tangent is not None for tangent in features):
         name = FEATURE_MAPS[feature_map]
-        _transforms.refuse_tangent(
+        transforms.refuse_tangent(
             f"of {name} inside of the kernel (feature_map=tileattn.feature_maps.{name} has one)"
         )
 
 
-_transforms.register(_LIBRARY, "linear_attention_forward", _setup_forward, _backward, _jvp)
+transforms.register(LIBRARY, "linear_attention_forward", _setup_forward, _backward, _jvp)
 
 
 def _setup_segment(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     k, v, log_decay, s, z, cu_seqlens, ctx.heads, ctx.normalize, ctx.feature_map = inputs
-    _transforms.save(ctx, k, v, log_decay, s, z, cu_seqlens)
+    transforms.save(ctx, k, v, log_decay, s, z, cu_seqlens)
     ctx.state_shapes = output[0].shape, output[1].shape
 
 
@@ -230,7 +231,7 @@ def _segment_backward(ctx: Any, ds: Tensor | None, dz: Tensor | None) -> tuple[A
     inputs = (q, k, v, *kept, log_decay, s, z, cu_seqlens)
     needed = ctx.needs_input_grad
     options = (1.0, True, ctx.normalize, needed[2], ctx.feature_map)
-    results = _transforms.call(_BACKWARD, out, ds, dz, *inputs, *options)
+    results = transforms.call(_BACKWARD, out, ds, dz, *inputs, *options)
     gradients = _gradients((False, *needed[:5]), results, log_decay)
     return (*gradients[1:], None, None, None, None)
 
@@ -245,14 +246,12 @@ def _segment_jvp(
     *_: Any,
 ) -> tuple[Tensor, Tensor]:
     """The state is linear in k, and in v and s together; z is that of v = 1."""
-    k, v, log_decay, _s, _z, cu_seqlens = _transforms.primals(ctx)
+    k, v, log_decay, _s, _z, cu_seqlens = transforms.primals(ctx)
     _require_linear(dlog_decay, ctx.feature_map, dk)
 
     def state(k: Tensor, v: Tensor, s: Tensor | None) -> Tensor:
         last_s: Tensor
-        last_s, _ = _SEGMENT(
-            k, v, log_decay, s, None, cu_seqlens, ctx.heads, False, ctx.feature_map
-        )
+        last_s, _ = SEGMENT(k, v, log_decay, s, None, cu_seqlens, ctx.heads, False, ctx.feature_map)
         return last_s
 
     last = k.new_zeros(ctx.state_shapes[0], dtype=torch.float32)
@@ -266,8 +265,8 @@ def _segment_jvp(
     return last, state(keys, ones, _columns(dz))[..., 0]
 
 
-_transforms.register(_LIBRARY, "segment_state", _setup_segment, _segment_backward, _segment_jvp)
-_transforms.register_last(_LIBRARY, "linear_attention_backward")
+transforms.register(LIBRARY, "segment_state", _setup_segment, _segment_backward, _segment_jvp)
+transforms.register_last(LIBRARY, "linear_attention_backward")
 
 
 def _no_derivative_of_a_step(*_: Any) -> NoReturn:
@@ -277,4 +276,4 @@ def _no_derivative_of_a_step(*_: Any) -> NoReturn:
     )
 
 
-_transforms.register_in_place(_LIBRARY, "linear_attention_step", (3, 4), _no_derivative_of_a_step)
+transforms.register_in_place(LIBRARY, "linear_attention_step", (3, 4), _no_derivative_of_a_step)

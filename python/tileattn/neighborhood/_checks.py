@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tileattn import _checks
+from tileattn._common import checks
 
 MAX_RANK = 3
 LAYOUT = "[batch, *grid, heads, head_dim] with one to three grid axes"
@@ -33,50 +33,50 @@ class Spec(NamedTuple):
 def check_grid(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
     """Returns the grid if ranks, dtypes, devices and shapes of q, k and v agree."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        _checks.require_tensor(name, tensor)
+        checks.require_tensor(name, tensor)
     if not 4 <= q.dim() <= 3 + MAX_RANK:
-        raise ValueError(f"q is {_checks.describe(q)}; its layout must be {LAYOUT}")
+        raise ValueError(f"q is {checks.describe(q)}; its layout must be {LAYOUT}")
     grid = tuple(q.shape[1:-2])
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dim() != q.dim() or tuple(tensor.shape[1:-2]) != grid:
             raise ValueError(
-                f"{name} is {_checks.describe(tensor)}; it must stand on the grid of q, "
+                f"{name} is {checks.describe(tensor)}; it must stand on the grid of q, "
                 f"{list(grid)}: {LAYOUT}"
             )
-    _checks.check_agreement(q, k, v)
+    checks.check_agreement(q, k, v)
     tokens = 1
     for length in grid:
         tokens *= length
-    if _checks.known(tokens >= _checks.MAX_TOKENS):
-        raise ValueError(f"the grid has {tokens} tokens; allowed: below {_checks.MAX_TOKENS}")
+    if checks.known(tokens >= checks.MAX_TOKENS):
+        raise ValueError(f"the grid has {tokens} tokens; allowed: below {checks.MAX_TOKENS}")
     return grid
 
 
 def per_axis(name: str, value: PerAxis, rank: int, minimum: int) -> tuple[int, ...]:
     """One int >= minimum for each axis."""
     allowed = f"an int >= {minimum}, or {rank} of them, one per grid axis"
-    values = _checks.entries(value)
+    values = checks.entries(value)
     if values is None:
-        number = _checks.plain(value)
-        if not _checks.is_int(number):
-            raise _checks.wrong_type(name, value, allowed)
+        number = checks.plain(value)
+        if not checks.is_int(number):
+            raise checks.wrong_type(name, value, allowed)
         values = (number,) * rank
     if len(values) != rank:
         raise ValueError(f"{name} has {len(values)} entries; it must be {allowed}")
     for axis, n in enumerate(values):
-        if not _checks.is_int(n):
-            raise _checks.wrong_type(name, n, allowed, axis)
+        if not checks.is_int(n):
+            raise checks.wrong_type(name, n, allowed, axis)
         if n < minimum:
             raise ValueError(f"{name} is {n} on axis {axis}; it must be >= {minimum}")
-        if _checks.known(n >= _checks.MAX_TOKENS):
-            raise ValueError(f"{name} is {n} on axis {axis}; allowed: below {_checks.MAX_TOKENS}")
+        if checks.known(n >= checks.MAX_TOKENS):
+            raise ValueError(f"{name} is {n} on axis {axis}; allowed: below {checks.MAX_TOKENS}")
     return values
 
 
 def check_fit(grid: Sequence[int], windows: Sequence[int], dilations: Sequence[int]) -> None:
     """No window reaches beyond its axis."""
     for axis, (length, w, d) in enumerate(zip(grid, windows, dilations, strict=True)):
-        if _checks.known(w * d > length):
+        if checks.known(w * d > length):
             raise ValueError(
                 f"window is {w} on axis {axis} with dilation {d}; window * dilation, {w * d}, must "
                 f"be at most the length of the axis, {length}"
@@ -106,14 +106,14 @@ def check_spec(
 
 def _flags(causal: bool | Sequence[bool], rank: int) -> tuple[int, ...]:
     allowed = f"True or False, or {rank} of them, one per grid axis"
-    values = _checks.entries(causal)
+    values = checks.entries(causal)
     if values is None:
-        values = (_checks.plain(causal),) * rank
+        values = (checks.plain(causal),) * rank
     if len(values) != rank:
         raise ValueError(f"causal has {len(values)} entries; it must be {allowed}")
     for axis, flag in enumerate(values):
         if not isinstance(flag, bool):
-            raise _checks.wrong_type("causal", flag, allowed, axis)
+            raise checks.wrong_type("causal", flag, allowed, axis)
     return tuple(int(flag is True) for flag in values)
 
 
@@ -130,8 +130,8 @@ def check_extra(
         ("extra_keys", extra_keys, q.shape[-1]),
         ("extra_values", extra_values, v.shape[-1]),
     ):
-        _checks.require_tensor(name, tensor)
-        _checks.require_device(name, tensor, q)
+        checks.require_tensor(name, tensor)
+        checks.require_device(name, tensor, q)
         if tensor.dtype != q.dtype:
             raise TypeError(
                 f"{name} has dtype {tensor.dtype}; it must have the dtype of q, {q.dtype}"

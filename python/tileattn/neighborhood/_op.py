@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileattn import _ops, _transforms
-from tileattn._softmax_tangent import Pair, tangent
+from tileattn._common import transforms
+from tileattn._common.library import LIBRARY
+from tileattn._common.softmax_tangent import Pair, tangent
+from tileattn.capabilities import CUDA_GRID_HEAD_DIM, MAX_HEAD_DIM
+from tileattn.dense import _op as _ops
 
 _SPEC = (
     "Tensor? extra_keys, Tensor? extra_values, SymInt[] window, SymInt[] stride, "
@@ -22,20 +25,18 @@ SCHEMAS = (
     "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dextra_keys, Tensor dextra_values)",
 )
 for _schema in SCHEMAS:
-    _ops._LIBRARY.define(_schema)
+    LIBRARY.define(_schema)
 
-_FORWARD = torch.ops.tileattn.neighborhood_forward.default
+FORWARD = torch.ops.tileattn.neighborhood_forward.default
 _BACKWARD = torch.ops.tileattn.neighborhood_backward.default
-#: Of the CUDA kernels' head dims.
-CUDA_HEAD_DIM = 128
 #: Positions of the forward's arguments that are tensors.
 _TENSORS = 5
 
 
-torch.library.register_fake("tileattn::neighborhood_forward", _ops.fake_results, lib=_ops._LIBRARY)
+torch.library.register_fake("tileattn::neighborhood_forward", _ops.fake_results, lib=LIBRARY)
 
 
-@torch.library.register_fake("tileattn::neighborhood_backward", lib=_ops._LIBRARY)
+@torch.library.register_fake("tileattn::neighborhood_backward", lib=LIBRARY)
 def _fake_backward(
     dout: Tensor,
     dlse: Tensor | None,
@@ -55,7 +56,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _transforms.save(ctx, *inputs[:_TENSORS], *output)
+    transforms.save(ctx, *inputs[:_TENSORS], *output)
     ctx.mark_non_differentiable(*output[2:])
     ctx.options = inputs[_TENSORS:-1]
 
@@ -65,7 +66,7 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> t
     inputs, kept = saved[:_TENSORS], saved[_TENSORS:]
     if dout is None:
         dout = torch.zeros_like(kept[0])
-    found = _transforms.call(_BACKWARD, dout, dlse, *inputs[:3], *kept, *inputs[3:], *ctx.options)
+    found = transforms.call(_BACKWARD, dout, dlse, *inputs[:3], *kept, *inputs[3:], *ctx.options)
     wanted = zip(found, ctx.needs_input_grad, strict=False)
     rest = (None,) * (len(ctx.options) + 1)
     return tuple(gradient if needed else None for gradient, needed in wanted) + rest
@@ -80,11 +81,11 @@ def _jvp(
     dextra_values: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, extra_keys, extra_values = _transforms.primals(ctx)[:_TENSORS]
+    q, k, v, extra_keys, extra_values = transforms.primals(ctx)[:_TENSORS]
     scale = ctx.options[-2]
 
     def forward(q: Tensor, keys: Pair, values: Pair) -> Any:
-        return _FORWARD(q, keys[0], values[0], keys[1], values[1], *ctx.options, True)
+        return FORWARD(q, keys[0], values[0], keys[1], values[1], *ctx.options, True)
 
     def backward(dout: Tensor, q: Tensor, keys: Pair, values: Pair, *results: Tensor) -> Any:
         tensors = (q, keys[0], values[0], *results, keys[1], values[1])
@@ -92,9 +93,9 @@ def _jvp(
 
     primals = q, (k, extra_keys), (v, extra_values)
     tangents = dq, (dk, dextra_keys), (dv, dextra_values)
-    limit = CUDA_HEAD_DIM if q.is_cuda else _ops.MAX_HEAD_DIM
+    limit = CUDA_GRID_HEAD_DIM if q.is_cuda else MAX_HEAD_DIM
     return *tangent(forward, backward, primals, tangents, scale, limit), None, None
 
 
-_transforms.register(_ops._LIBRARY, "neighborhood_forward", _setup_context, _backward, _jvp)
-_transforms.register_last(_ops._LIBRARY, "neighborhood_backward")
+transforms.register(LIBRARY, "neighborhood_forward", _setup_context, _backward, _jvp)
+transforms.register_last(LIBRARY, "neighborhood_backward")

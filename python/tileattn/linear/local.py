@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tileattn import _checks, _transforms
-from tileattn._local_linear_ops import corrected, fitted
-from tileattn._precision import autocast
+from tileattn._common import checks, transforms
+from tileattn._common.precision import autocast
+from tileattn.linear._local_op import corrected, fitted
 from tileattn.reference.precision import exact_dtype, no_autocast
 
 __all__ = ["local_linear_attention", "parallax_attention"]
@@ -55,8 +55,8 @@ def local_linear_attention(
 
     Source: Zuo et al., Local Linear Attention (2025), eqs. 8-10; weights here are normalized.
     """
-    ridge = _checks.check_positive("ridge", ridge)
-    iterations = _checks.check_int("iterations", iterations)
+    ridge = checks.check_positive("ridge", ridge)
+    iterations = checks.check_int("iterations", iterations)
 
     def attend(p: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rho = fitted(p, q, k, ridge, iterations)
@@ -85,9 +85,9 @@ def parallax_attention(
 
     Source: Zuo et al., Parallax (2026).
     """
-    _checks.require_tensor("r", r)
+    checks.require_tensor("r", r)
     if isinstance(q, Tensor) and (r.shape != q.shape or r.dtype != q.dtype):
-        raise ValueError(f"r is {_checks.describe(r)}; it must be like q, {_checks.describe(q)}")
+        raise ValueError(f"r is {checks.describe(r)}; it must be like q, {checks.describe(q)}")
 
     def attend(p: Tensor, r: Tensor, k: Tensor, v: Tensor) -> Tensor:
         u = r @ k.mT
@@ -106,16 +106,16 @@ def _by_blocks(
     scale: float | None,
 ) -> Tensor:
     """attend(p, *per_query, k, v) for blocks of queries, all [B, H, tokens, D]."""
-    causal = _checks.check_flag("causal", causal)
+    causal = checks.check_flag("causal", causal)
     q, k, v, *per_query = (autocast(t) for t in (q, k, v, *per_query))
-    _checks.check_qkv(q, k, v, packed=False)
+    checks.check_qkv(q, k, v, packed=False)
     shift = k.shape[1] - q.shape[1]
     if k.shape[1] == 0 or (causal and shift < 0):
         raise ValueError(
             f"k has {k.shape[1]} tokens; there must be at least one, and with causal=True at least "
             f"those of q, {q.shape[1]}"
         )
-    scale = q.shape[-1] ** -0.5 if scale is None else _checks.check_number("scale", scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else checks.check_number("scale", scale)
     exact = exact_dtype(q.dtype)
     group = q.shape[2] // k.shape[2]
     heads_first = [t.transpose(1, 2).to(exact) for t in (q, *per_query, k, v)]
@@ -141,7 +141,7 @@ def _by_blocks(
             parts = [t[:, :, first : first + _BLOCK] for t in rows]
             # torch.func knows no tensors that are saved as something else, and a checkpoint lets
             # a backward through a tangent of softmax, which torch refuses, be wrong instead.
-            if torch.is_grad_enabled() and not _transforms.active():
+            if torch.is_grad_enabled() and not transforms.active():
                 out = checkpoint(block, first, *parts, k, v, use_reentrant=False)
             else:
                 out = block(first, *parts, k, v)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 import torch
 from torch import _C, Tensor
 
-from tileattn import _checks, _nested, _ops, capabilities, reference
-from tileattn._precision import autocast
+from tileattn import capabilities, reference
+from tileattn._common import checks as _checks
+from tileattn._common.precision import autocast
 from tileattn.backend import backend_for, requested_backend
+from tileattn.dense import _nested
+from tileattn.dense import _op as _ops
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

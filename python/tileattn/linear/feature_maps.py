@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tileattn import _checks
-from tileattn._precision import autocast_dtype
+from tileattn._common import checks
+from tileattn._common.precision import autocast_dtype
 from tileattn.reference.precision import exact_dtype, no_autocast
 
 FeatureMap = Callable[[Tensor], Tensor]
@@ -53,7 +53,7 @@ def hedgehog(x: Tensor, weight: Tensor, eps: float = 1e-12) -> Tensor:
 
     Source: Zhang et al., The Hedgehog & the Porcupine (2024), eq. 6, as LoLCATs normalises it.
     """
-    eps = _checks.check_number("eps", eps, minimum=0.0)
+    eps = checks.check_number("eps", eps, minimum=0.0)
     y = _project(x, weight)
     return torch.cat([y.softmax(-1), (-y).softmax(-1)], -1).clamp(min=eps).to(autocast_dtype(x))
 
@@ -75,7 +75,7 @@ def relu_random(x: Tensor, projection: Tensor, bandwidth: float | Tensor = 1.0) 
     Source: WERSA (2025), random ReLU features.
     """
     if not isinstance(bandwidth, Tensor):
-        bandwidth = _checks.check_positive("bandwidth", bandwidth)
+        bandwidth = checks.check_positive("bandwidth", bandwidth)
     dtype = exact_dtype(x.dtype)
     with no_autocast(x.device):
         projected = x.to(dtype) @ projection.to(dtype)
