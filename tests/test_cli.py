@@ -15,10 +15,10 @@ from typer.testing import CliRunner, Result
 
 import tileattn
 from tileattn.cli import app, verify
-from tileattn.cli.grid_workloads import GridWorkload
-from tileattn.cli.linear_workloads import LinearWorkload
-from tileattn.cli.presets import PRESETS
-from tileattn.cli.workloads import Workload
+from tileattn.cli.bench.grid_workloads import GridWorkload
+from tileattn.cli.bench.linear_workloads import LinearWorkload
+from tileattn.cli.bench.presets import PRESETS
+from tileattn.cli.bench.workloads import Workload
 
 PNG = b"\x89PNG"
 

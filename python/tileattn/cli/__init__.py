@@ -1,14 +1,10 @@
-"""The command ``tileattn``: one module per subcommand."""
+"""The command ``tileattn``: one module or folder per subcommand."""
 
 from __future__ import annotations
 
 import typer
 
-from tileattn.cli import bench, demo, info, plan, show, show_neighborhood, verify
-
-show_app = typer.Typer(invoke_without_command=True)
-show_app.callback()(show.show)
-show_app.command()(show_neighborhood.neighborhood)
+from tileattn.cli import bench, demo, info, plan, show, verify
 
 app = typer.Typer(
     help="Fused tiled attention kernels: what runs here, is it right, how fast is it.",
@@ -20,7 +16,7 @@ app = typer.Typer(
 app.command()(info.info)
 app.command()(verify.verify)
 app.command()(bench.bench)
-app.add_typer(show_app, name="show")
+app.add_typer(show.app, name="show")
 app.command()(plan.plan)
 app.add_typer(demo.app, name="demo")
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tileattn import planner
 from tileattn.cli import console, grids
-from tileattn.cli.show import FULL, PARTIAL, import_pyplot
+from tileattn.cli.pictures import FULL, PARTIAL, import_pyplot
 
 
 def plan(

@@ -12,9 +12,9 @@ import typer
 from rich.table import Table
 
 from tileattn.cli import console, machine, timing
-from tileattn.cli.presets import PRESETS
-from tileattn.cli.show import import_pyplot
-from tileattn.cli.workloads import DTYPES, Problem, Workload, matmul
+from tileattn.cli.bench.presets import PRESETS
+from tileattn.cli.bench.workloads import DTYPES, Problem, Workload, matmul
+from tileattn.cli.pictures import import_pyplot
 
 
 def bench(

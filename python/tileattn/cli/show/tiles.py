@@ -1,5 +1,4 @@
-"""``tileattn show``: a picture of what the kernels do with each tile of a pattern, and of what a
-query of a neighborhood sees."""
+"""``tileattn show``: a picture of what the kernels do with each tile of a pattern."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tileattn.cli import console, machine
-
-EMPTY, PARTIAL, FULL = "#f2f2f2", "#f0a830", "#2a6f97"
+from tileattn.cli.pictures import EMPTY, FULL, PARTIAL, import_pyplot
 
 
 def show(
@@ -76,15 +74,3 @@ def _draw(covers: Any, counts: dict[str, int], title: str, output: Path) -> None
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(output, dpi=150)
     pyplot.close(figure)
-
-
-def import_pyplot() -> Any:
-    """matplotlib.pyplot without a display; exits with a readable line where it is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        console.fail("pictures need matplotlib: pip install 'tileattn[plot]'")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

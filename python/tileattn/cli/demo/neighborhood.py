@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import tileattn
 from tileattn.cli import console, grids, machine, timing
-from tileattn.cli.show import import_pyplot
+from tileattn.cli.pictures import import_pyplot
 from tileattn.reference import neighborhood_mask
 
 PHOTOS = ("chelsea", "astronaut", "coffee")  # inside scikit-image's wheel

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from tileattn.cli.demo_embed import embed
-from tileattn.cli.demo_linear import linear
-from tileattn.cli.demo_neighborhood import neighborhood
+from tileattn.cli.demo import embed, linear, neighborhood
 
 app = typer.Typer(help="Real input: a language model, a photograph.", no_args_is_help=True)
-app.command()(embed)
-app.command()(linear)
-app.command()(neighborhood)
+app.command()(embed.embed)
+app.command()(linear.linear)
+app.command()(neighborhood.neighborhood)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tileattn import attention, decays, linear_attention
-from tileattn.cli.workloads import DTYPES, Function, call, leaf
+from tileattn.cli.bench.workloads import DTYPES, Function, call, leaf
 
 CHUNK = 64  # tokens that meet one another as scores; FLOPs count those of this chunk
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tileattn import attention, neighborhood_attention, planner
 from tileattn.cli import grids
-from tileattn.cli.workloads import DTYPES, Function, call, calls_that_work, leaf
+from tileattn.cli.bench.workloads import DTYPES, Function, call, calls_that_work, leaf
 
 PLANNED_TILE = 64  # queries and keys of the tiles that the tile-wise bound is told for
 

@@ -10,7 +10,7 @@ import typer
 from torch import Tensor
 
 from tileattn.cli import console, grids
-from tileattn.cli.show import EMPTY, FULL, PARTIAL, import_pyplot
+from tileattn.cli.pictures import EMPTY, FULL, PARTIAL, import_pyplot
 from tileattn.neighborhood._checks import check_spec
 from tileattn.reference import neighborhood_mask
 

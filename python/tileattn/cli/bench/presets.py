@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tileattn.cli.grid_workloads import GridWorkload
-from tileattn.cli.linear_workloads import LinearWorkload
-from tileattn.cli.workloads import Problem, Workload
+from tileattn.cli.bench.grid_workloads import GridWorkload
+from tileattn.cli.bench.linear_workloads import LinearWorkload
+from tileattn.cli.bench.workloads import Problem, Workload
 
 _WINDOWS = (
     GridWorkload((64, 64), (13, 13)),

@@ -15,8 +15,8 @@ import typer
 from torch import Tensor, nn
 
 from tileattn.cli import console, machine
-from tileattn.cli.demo_linear_model import MIXERS, build
-from tileattn.cli.show import import_pyplot
+from tileattn.cli.demo.linear_model import MIXERS, build
+from tileattn.cli.pictures import import_pyplot
 
 WARM_UP = 2  # steps that are not timed
 HELD_OUT, BATCH = 32768, 8192  # bytes that a model is judged by, and of those at a time
