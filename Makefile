@@ -27,7 +27,7 @@ TILEATTN_KERNELS ?= few
 TEST_OPTIONS := TILEATTN_TESTS=ON TILEATTN_CUDA=$(TILEATTN_CUDA) \
   TILEATTN_CUDA_ARCHS="$(TILEATTN_CUDA_ARCHS)" TILEATTN_KERNELS=$(TILEATTN_KERNELS)
 
-SOURCES := $(shell find CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake tests/ptxsim tests/simulated_cpu.cpp -type f)
+SOURCES := $(shell find CMakeLists.txt pyproject.toml cpp cuda bindings third_party cmake tests/ptxsim tests/simulator/simulated_cpu.cpp -type f)
 FORMATTED := find bindings cpp cuda tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
 .PHONY: demo test lint format cpp-test python-test sim-report gpu-check wheel clean FORCE
@@ -39,7 +39,7 @@ demo: $(if $(wildcard $(VENV)/installed-for-tests),$(VENV)/installed-for-tests,$
 	@$(BIN)/tileattn demo embed
 
 test: lint cpp-test python-test
-	@$(BIN)/python tests/times.py $(BUILD)
+	@$(BIN)/python tests/common/times.py $(BUILD)
 
 $(VENV)/requirements: requirements.txt
 	@echo "[1/3] packages of requirements.txt into $(VENV)"
@@ -95,7 +95,7 @@ gpu-check: $(VENV)/installed-for-tests
 
 # Counters of the CUDA kernels in the PTX simulator; ARGS="--json FILE", ARGS="--record".
 sim-report: $(VENV)/installed-for-tests
-	$(BIN)/python tests/sim_report.py $(ARGS)
+	$(BIN)/python tests/simulator/sim_report.py $(ARGS)
 
 # Every kernel for every architecture; what ptxas says of them is recorded, a spill fails.
 wheel: $(VENV)/requirements

@@ -45,7 +45,7 @@ py::dict describe(const Workload& work) {
 /// The function `check` of verify.py.
 py::object python_check() {
   py::object path = py::module_::import("sys").attr("path");
-  for (const char* folder : {TILEATTN_SOURCE_DIR "/tests", TILEATTN_SOURCE_DIR "/cpp/bench"})
+  for (const char* folder : {TILEATTN_SOURCE_DIR "/tests/common", TILEATTN_SOURCE_DIR "/cpp/bench"})
     path.attr("insert")(0, folder);
   return py::module_::import("verify").attr("check");
 }

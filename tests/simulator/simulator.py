@@ -31,7 +31,7 @@ from tileattn.neighborhood import _op as neighborhood
 _KIB = 1024
 #: What a block of a device may have of shared memory, by compute capability.
 _SHARED = {80: 163 * _KIB, 86: 99 * _KIB, 90: 227 * _KIB}
-_BUILD = Path(__file__).parents[1] / "build/Release"
+_BUILD = Path(__file__).parents[2] / "build/Release"
 _OPTIONS = {
     "PTXSIM_UNINIT": "1",
     "PTXSIM_RACES": "1",

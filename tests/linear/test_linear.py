@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS
 from linear_cases import LIMIT, Case, check, rms, run
-from test_layouts import LAYOUTS
 from torch import Tensor
 
 from tileattn import linear_attention, segment_state

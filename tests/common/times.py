@@ -1,6 +1,6 @@
 """Where the time of ``make test`` goes: the build by folder, the Python tests by file.
 
-python tests/times.py [build folder, default build/Release]
+python tests/common/times.py [build folder, default build/Release]
 
 Read from Ninja's log (the last making of everything that stands, also in earlier runs) and from
 pytest's tests.xml, both in the build folder; seconds of all processes together.

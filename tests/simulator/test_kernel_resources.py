@@ -12,7 +12,7 @@ import pytest
 
 from tileattn import _native
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Logs of real compilations, shortened: one kernel that is fine, one that spills, and one whose
 # wgmma became serial.
 LOG = """\

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from grid_cases import GridCase, check_grid
-from test_layouts import flipped_batch_order, misaligned, poisoned_borders, strided_last_dim
+from layouts import flipped_batch_order, misaligned, poisoned_borders, strided_last_dim
 from torch import Tensor
 
 from tileattn import attention, neighborhood_attention, reference

@@ -12,7 +12,7 @@ import pytest
 
 import tileattn
 
-EXAMPLE = Path(__file__).parents[1] / "cpp/example"
+EXAMPLE = Path(__file__).parents[2] / "cpp/example"
 SEARCH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 

@@ -1,7 +1,7 @@
 """Whether a change left results equal to the last bit: a plugin that takes the tests as its cases.
 
-    PYTHONPATH=tests pytest -p bitwise --record before.json     # on the commit before
-    PYTHONPATH=tests pytest -p bitwise --against before.json    # on the change
+    PYTHONPATH=tests/common pytest -p bitwise --record before.json   # on the commit before
+    PYTHONPATH=tests/common pytest -p bitwise --against before.json  # on the change
 
 What every operator of tileattn returned is hashed, test by test; tests that differ are named.
 Record twice to find those whose order of summation is not fixed.

@@ -1,7 +1,7 @@
 """Every model type of the installed transformers: what it does, and that the documentation says so.
 
 A run takes a fifth of the types, by the day; TILEATTN_TYPES=0 to 4 takes another, and
-``pytest -m "slow or not slow" tests/test_transformers_types.py`` all of them.
+``pytest -m "slow or not slow" tests/python/test_transformers_types.py`` all of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One wheel for every torch and Python: that of ``make wheel``, installed beside several, each time
 right.
 
-Run by ``make wheel`` and then ``pytest -m wheel tests/test_wheel.py``; it downloads torch, several
-gigabytes of it, into build/wheel-test, where the environments stay for the next time.
+Run by ``make wheel`` and then ``pytest -m wheel tests/common/test_wheel.py``; it downloads torch,
+several gigabytes of it, into build/wheel-test, where the environments stay for the next time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 pytestmark = pytest.mark.wheel
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build/wheel-test"
 # The oldest torch that the package allows, the one it is built against, the newest that was tried;
 # the oldest Python and a newer one than it is built with.
@@ -89,7 +89,7 @@ def test_smoke(wheel: Path, python_version: str, torch_version: str) -> None:
     python = environment_with(python_version, torch_version)
     run(python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", wheel)
     run(python, "-m", "pip", "install", "--quiet", wheel)  # what it depends on
-    said = run(python, "-I", ROOT / "tests/smoke.py")
+    said = run(python, "-I", ROOT / "tests/common/smoke.py")
     assert f"torch {torch_version}" in said
     assert said.strip().endswith(": ok")
     print(said, end="")

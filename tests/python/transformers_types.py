@@ -1,6 +1,6 @@
 """What each model type of transformers does with attn_implementation="tileattn".
 
-python tests/transformers_types.py      # writes the table in docs/transformers.md anew, 10 minutes
+python tests/python/transformers_types.py  # writes the table in docs/transformers.md, 10 minutes
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tileattn.integrations.transformers  # noqa: F401  (registers "tileattn")
 
-TABLE = Path(__file__).parents[1] / "docs" / "transformers.md"
+TABLE = Path(__file__).parents[2] / "docs" / "transformers.md"
 #: What a type does, in the order of the table.
 OUTCOMES = {
     "runs": 'Runs; logits, gradients and causality as with "eager"',

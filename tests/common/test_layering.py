@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 FRAMEWORK = re.compile(r"\b(a?torch|aten|c10|pybind11|nanobind|python|pyobject|py_\w+)\b", re.I)
 EXCEPTIONS = {"cpp/bench/verify.cpp"}

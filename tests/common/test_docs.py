@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tileattn.cli import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests/ptxsim/README.md"]
 DRAWN = re.findall(
     r"^    tileattn (show .*-o) (docs/images/\S+)$",

@@ -1,7 +1,7 @@
-"""What any installation must do, without the project's sources: ``python -I tests/smoke.py``.
+"""What any installation must do, without the project's sources.
 
-Imports tileattn, runs attention forward and backward on the CPU kernels against the reference, the
-same compiled, and prints the versions it did so with.
+``python -I tests/common/smoke.py`` imports tileattn, runs attention forward and backward on the CPU
+kernels against the reference, the same compiled, and prints the versions it did so with.
 """
 
 from __future__ import annotations

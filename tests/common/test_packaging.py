@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STABLE_SHIM = re.compile(r"(aoti_torch|torch)_\w+$")
 SYSTEM_VERSION = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
 # Weak hooks of the compiler's start-up code; absent from most programs.
