@@ -30,6 +30,9 @@ DENSE = {
     ),
     "scores": replace(SHAPE, bias="hq", alibi="h", options={"causal": True, "softcap": 5.0}),
     "few queries": replace(SHAPE, len_q=3, heads=16, heads_kv=8, options={"causal": True}),
+    "one query of each head": replace(
+        SHAPE, len_q=1, heads=8, heads_kv=8, options={"window": (20, 0)}
+    ),
     "packed": replace(SHAPE, seqlens=((7, 9), (40, 50), (0, 3), (6, 13)), options={"causal": True}),
 }
 GRID: dict[str, GridCase] = {

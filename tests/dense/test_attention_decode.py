@@ -52,6 +52,7 @@ def test_case(name: str, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize(("dim", "dim_v"), [(8, 8), (24, 40), (64, 128), (256, 8), (200, 256)])
 def test_head_dims(dim: int, dim_v: int, dtype: torch.dtype, device: str) -> None:
     check(replace(ONE, len_k=150, dim=dim, dim_v=dim_v), dtype, device)
+    check(replace(ONE, len_k=150, dim=dim, dim_v=dim_v, heads=3, heads_kv=3), dtype, device)
 
 
 def heads_first(tensor: torch.Tensor) -> torch.Tensor:
@@ -62,10 +63,21 @@ def every_second_token(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.repeat_interleave(2, 1)[:, ::2]
 
 
+def every_second_head(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.repeat_interleave(2, 2)[:, :, ::2]
+
+
+SHAPES = {
+    "queries_share_keys": replace(ONE, heads=8, heads_kv=4, len_q=2, options={"causal": True}),
+    "one_query_each": replace(ONE, heads=8, heads_kv=8, len_k=397),
+}
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("layout", [heads_first, every_second_token])
-def test_layouts_and_threads(layout: Any, threads: int) -> None:
-    case = replace(ONE, heads=8, heads_kv=4, len_q=2, options={"causal": True})
+@pytest.mark.parametrize("layout", [heads_first, every_second_token, every_second_head])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layouts_and_threads(shape: str, layout: Any, threads: int) -> None:
+    case = SHAPES[shape]
     tensors = case.tensors(torch.float32, "cpu")
     expected = reference.attention(
         *(tensor.double() for tensor in tensors.values()), **case.options

@@ -1,8 +1,10 @@
 // Forward of few queries, as in decoding: keys and values are read once and where they lie.
 //
 // A task has several key heads of a sequence, whose rows of one token often follow each other in
-// memory: it works on a few tokens of all its heads at a time, and asks for the next ones in the
-// order of their addresses.
+// memory. Where each head has one query, rows are read in the order of their addresses, which the
+// hardware foresees. Where rows serve several queries, it is these that take the time: it works on
+// a few tokens of all its heads at a time, and asks for the next ones in the order of their
+// addresses.
 #pragma once
 
 #include "cpu/common/hidden.h"
@@ -11,6 +13,55 @@
 #include "cpu/softmax/visibility.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
+
+/// Row r as floats in whole vectors: where it lies, or else, converted or padded, in `strip`.
+template <class Rows>
+const float* row_of_floats(const Rows& from, int r, int dim, float* strip) {
+  if (from.dtype == DType::kFloat32 && dim % kWidth == 0)
+    return reinterpret_cast<const float*>(from.row(r));
+  load_rows(from, r, 1, 1, dim, 1.0f, {strip, round_up(dim, kColumnGranule)});
+  return strip;
+}
+
+/// The lanes' sums are x . row.
+inline Vec partial_dot(const float* x, const float* row, int dim) {
+  Vec sum{};
+  for (int d = 0; d < dim; d += kWidth) sum += load(x + d) * load(row + d);
+  return sum;
+}
+
+/// sum += factor * row
+inline void add_row(float* sum, float factor, const float* row, int dim) {
+  for (int d = 0; d < dim; d += kWidth) store(sum + d, load(sum + d) + factor * load(row + d));
+}
+
+/// Goes from row to row: all heads of a token, then those of the next.
+template <class Rows>
+class TokenByToken {
+ public:
+  /// rows: those of the first of `heads` heads. head_stride: in bytes.
+  TokenByToken(const Rows& rows, std::int64_t head_stride, int heads, int first_token)
+      : rows_(rows), head_stride_(head_stride), heads_(heads), token_(first_token) {}
+
+  int token() const { return token_; }
+  int head() const { return head_; }
+  const float* row(int dim, float* strip) const {
+    Rows of_head = rows_;
+    of_head.data += head_ * head_stride_;
+    return row_of_floats(of_head, token_, dim, strip);
+  }
+  void advance() {
+    if (++head_ < heads_) return;
+    head_ = 0;
+    ++token_;
+  }
+
+ private:
+  const Rows rows_;
+  const std::int64_t head_stride_;
+  const int heads_;
+  int token_, head_ = 0;
+};
 
 /// Rows of kFewTokens tokens of one head as floats, padded to whole vectors.
 struct FewRows {
@@ -58,9 +109,7 @@ struct FewRows {
   void add_to(float* sum, int dim, const float* factors, bool finite) const {
     if (finite) return add_all_to(sum, dim, factors);
     for (int j = 0; j < kFewTokens; ++j)
-      if (factors[j] != 0.0f)
-        for (int d = 0; d < dim; d += kWidth)
-          store(sum + d, load(sum + d) + factors[j] * load(row[j] + d));
+      if (factors[j] != 0.0f) add_row(sum, factors[j], row[j], dim);
   }
 
  private:
@@ -110,7 +159,9 @@ class FewQueries {
     for (int row = 0; row < rows(); ++row)
       softmax_.begin(row, p_.sinks ? p_.sinks[head_of(row)] : -kInfinity);
     const auto walk = tiles_.keys_of(queries_.tile);
-    for (int n = 0; n < walk.size(); ++n) absorb(tiles_.visited(walk, n), finite);
+    for (int n = 0; n < walk.size(); ++n)
+      if (has_one_query_each()) absorb<true>(tiles_.visited(walk, n), finite);
+      else absorb<false>(tiles_.visited(walk, n), finite);
     return all_finite<float>(out_, rows(), static_cast<int>(out_.stride));
   }
 
@@ -126,17 +177,23 @@ class FewQueries {
  private:
   int row_of(int head) const { return head * queries_.size(); }
   int rows() const { return row_of(heads_ * group_); }
+  /// Whether each key head has one query, so that rows are counted as these are.
+  bool has_one_query_each() const { return rows() == heads_; }
   /// The query head of a row.
   int head_of(int row) const { return first_ * group_ + row / queries_.size(); }
 
+  /// kOneEach: has_one_query_each(). Apart, since together the compiler runs out of registers.
+  template <bool kOneEach>
   void absorb(const typename Tiles::Keys& keys, bool finite) {
     const Visibility<Tiles> visibility(tiles_, queries_, keys);
     const Range columns = visibility.columns_of(0);
     if (columns.size() == 0) return;
-    for_each_rows(visibility, keys, p_.k, p_.extra_k, p_.dim,
-                  [&](const FewRows& rows, int row, int column) {
-                    rows.dot(part(q_, row).data, p_.dim, part(s_, row, column).data);
-                  });
+    if constexpr (kOneEach) multiply_token_by_token(visibility, keys);
+    else
+      for_each_rows(visibility, keys, p_.k, p_.extra_k, p_.dim,
+                    [&](const FewRows& rows, int row, int column) {
+                      rows.dot(part(q_, row).data, p_.dim, part(s_, row, column).data);
+                    });
     for (int h = 0; h < heads_ * group_; ++h) {
       const Scores scores = Scores::make(p_, seq_, first_ * group_ + h, 1.0f);
       const RowScores<Tiles> row_scores{scores, queries_, keys};
@@ -152,10 +209,58 @@ class FewQueries {
           softmax_.absorb(some, part(s_, row, columns.begin), columns.size());
       for (int r = some.begin; r < some.end; ++r) scale(part(out_, r), rescale.row[r - row]);
     }
-    for_each_rows(visibility, keys, p_.v, p_.extra_v, p_.dim_v,
-                  [&](const FewRows& rows, int row, int column) {
-                    rows.add_to(part(out_, row).data, p_.dim_v, part(s_, row, column).data, finite);
-                  });
+    if constexpr (kOneEach) add_token_by_token(visibility, keys, finite);
+    else
+      for_each_rows(visibility, keys, p_.v, p_.extra_v, p_.dim_v,
+                    [&](const FewRows& rows, int row, int column) {
+                      rows.add_to(part(out_, row).data, p_.dim_v, part(s_, row, column).data,
+                                  finite);
+                    });
+  }
+
+  /// Calls visit(rows of x, their number) for the runs of visible keys.
+  template <class Visit>
+  void for_each_run(const Visibility<Tiles>& visibility, const typename Tiles::Keys& keys,
+                    const ConstTensorRef& x, const ConstTensorRef& extra, Visit visit) const {
+    const auto first = tiles_.rows(keys, 0, x, extra, first_);
+    visibility.for_each_run_of_keys(0, [&](Range run) {
+      visit(TokenByToken(first, x.head_stride * bytes_of(p_.dtype), heads_, run.begin),
+            run.size() * heads_);
+    });
+  }
+
+  /// s = q k^T of visible keys, one query for each head.
+  void multiply_token_by_token(const Visibility<Tiles>& visibility,
+                               const typename Tiles::Keys& keys) const {
+    for_each_run(visibility, keys, p_.k, p_.extra_k, [&](auto at, int rows) {
+      for (; rows > 0; rows -= kWidth) {
+        Vec partial[kWidth] = {};
+        float* to[kWidth];
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) {
+          if (i >= rows) continue;
+          to[i] = part(s_, at.head(), at.token()).data;
+          partial[i] = partial_dot(part(q_, at.head()).data, at.row(p_.dim, strip_), p_.dim);
+          at.advance();
+        }
+        const Vec sums = sum_each(partial);
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i)
+          if (i < rows) *to[i] = sums[i];
+      }
+    });
+  }
+
+  /// out += s v of visible keys, one query for each head. `finite`: as for FewRows::add_to.
+  void add_token_by_token(const Visibility<Tiles>& visibility, const typename Tiles::Keys& keys,
+                          bool finite) const {
+    for_each_run(visibility, keys, p_.v, p_.extra_v, [&](auto at, int rows) {
+      for (; rows > 0; --rows, at.advance()) {
+        const float factor = *part(s_, at.head(), at.token()).data;
+        if (finite || factor != 0.0f)
+          add_row(part(out_, at.head()).data, factor, at.row(p_.dim_v, strip_), p_.dim_v);
+      }
+    });
   }
 
   void scale(RowMajor row, float factor) const {
