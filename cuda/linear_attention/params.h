@@ -1,4 +1,4 @@
-// What the kernels of linear attention are told. The host fills it (plan.h, attention.cpp).
+// What the kernels of linear attention are told. The host fills it (attention.cpp).
 #pragma once
 
 #include <cstdint>

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   if (!tiles.exists()) return;
 
   KeyMajor<Config, Pattern> tile(params, tiles, head_kv);
-  ScoreGradient<Config, Pattern> gradient(problem, tiles, &shared.gradient, &shared.gradient);
+  ScoreGradient<Config, Pattern> gradient(problem, tiles, &shared.gradient);
   auto key_tile = tiles.own();
   auto walk = tiles.queries();
   int group = problem.heads_q / problem.heads_kv, visits = walk.size();

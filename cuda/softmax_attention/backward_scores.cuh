@@ -111,11 +111,15 @@ struct GradientShared : VisibleBits<Config, Pattern> {
 template <class Config, class Pattern>
 class ScoreGradient {
  public:
-  /// The column sums, zero, serve a bias that is broadcast over queries; null: no
-  /// bias gradient is wanted.
+  using Shared = GradientShared<Config, Pattern>;
+
+  /// Leaves the bias gradient, if one is wanted, to the other kernel.
   CUTE_DEVICE ScoreGradient(const AttentionBackward& problem, const Tiles<Config, Pattern>& tiles,
-                            VisibleBits<Config, Pattern>*,
-                            GradientShared<Config, Pattern>* shared = nullptr)
+                            VisibleBits<Config, Pattern>*)
+      : ScoreGradient(problem, tiles, static_cast<Shared*>(nullptr)) {}
+  /// The column sums, zero, serve a bias that is broadcast over queries.
+  CUTE_DEVICE ScoreGradient(const AttentionBackward& problem, const Tiles<Config, Pattern>& tiles,
+                            Shared* shared)
       : problem_(problem),
         sequence_(tiles.sequence()),
         pattern_(tiles.pattern()),
@@ -211,7 +215,7 @@ class ScoreGradient {
   const AttentionBackward& problem_;
   const Sequence& sequence_;
   Pattern pattern_;
-  float* column_sums_;
+  float* column_sums_;  // or null
   Scores<typename Config::Element> scores_;
   int head_ = 0;
 };

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 
 #include "kernel_table.h"
 #include "tileattn/pattern/dispatch.h"
@@ -28,12 +27,6 @@ void launch(void (*kernel)(Argument), std::int64_t blocks, int threads, std::siz
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
   kernel<<<unsigned(blocks), threads, shared_bytes, stream>>>(argument);
   check(cudaGetLastError());
-}
-
-template <class Pattern>
-constexpr PatternKind kind_of_pattern() {
-  if (std::is_same_v<Pattern, Dense>) return PatternKind::kDense;
-  return std::is_same_v<Pattern, Causal> ? PatternKind::kCausal : PatternKind::kSlidingWindow;
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {

@@ -18,8 +18,7 @@ class ScoreGradient<Config, Neighborhood<3>> {
   using GridTiles = Tiles<Config, Neighborhood<3>>;
   using Bits = VisibleBits<Config, Neighborhood<3>>;
 
-  CUTE_DEVICE ScoreGradient(const AttentionBackward& problem, const GridTiles& tiles, Bits* bits,
-                            Bits* = nullptr)
+  CUTE_DEVICE ScoreGradient(const AttentionBackward& problem, const GridTiles& tiles, Bits* bits)
       : problem_(problem), tiles_(tiles), bits_(*bits) {}
 
   CUTE_DEVICE void set_head(int) const {}

@@ -51,7 +51,7 @@ class Scores {
   /// Whether the problem is not plain().
   __device__ __forceinline__ bool modified() const { return modified_; }
 
-  /// The modified score of a product q.k; `derivative` becomes that by scale * q.k.
+  /// The modified score of a product q.k; `derivative` is multiplied by that by scale * q.k.
   __device__ __forceinline__ float operator()(float product, int query, int key,
                                               float& derivative) const {
     float score = product * problem_.scale;
@@ -62,7 +62,7 @@ class Scores {
       float power = exp2_approx(quotient * (2.0f * kLog2E));
       float capped = 1.0f - __fdividef(2.0f, power + 1.0f);
       score = problem_.softcap * capped;
-      derivative = 1.0f - capped * capped;
+      derivative *= 1.0f - capped * capped;
     }
     if (problem_.alibi_slopes) score -= slope_ * abs(query + len_k_ - len_q_ - key);
     if (bias_ && query < len_q_ && key < len_k_) score += bias_at(query, key);

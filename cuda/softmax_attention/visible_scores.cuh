@@ -36,7 +36,7 @@ class VisibleScores {
   CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
     bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
     if (full && plain_) return problem_.scale * kLog2E;
-    float derivative;  // the backward's matter
+    float derivative = 1.0f;  // the backward's matter
     if (!plain_)
       for_each_element(products, key_tile, [&](float& x, int query, int key) {
         x = scores_(x, query, key, derivative);

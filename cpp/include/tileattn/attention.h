@@ -1,4 +1,4 @@
-// Dense tiled attention: out = softmax(modified scores over visible keys) V.
+// Tiled attention: out = softmax(modified scores over visible keys) V.
 //
 // The scores of query i and key j are, in this order:
 //   s = scale * q_i . k_j                         (key head = query head / (heads_q / heads_kv))
@@ -94,7 +94,8 @@ TILEATTN_API const char* instruction_set();
 namespace cuda {
 /// The kernels of one op that were built for one dtype and head dims up to `dim`.
 struct BuiltKernels {
-  const char* op;  // "forward" or "backward"
+  // "forward", "backward", the same after "neighborhood_", "linear" or "linear_taylor2"
+  const char* op;
   DType dtype;
   int dim;
   int capability;    // of the devices they are for: 80 (and later ones), or 90 exactly
