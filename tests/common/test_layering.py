@@ -1,4 +1,5 @@
-"""Dependencies point one way: python -> bindings -> (cuda, cpp/cpu) -> cpp/include.
+"""Dependencies point one way: python -> bindings -> (cuda, cpp/cpu) -> cpp/include; in cuda from an
+architecture to what its family shares, and from both to what all families share.
 
 Kernels and headers know neither torch nor Python. The one exception is cpp/bench's ``--verify``,
 which embeds an interpreter to check the benchmark's outputs.
@@ -29,6 +30,8 @@ ALLOWED_INCLUDES = {
     "cpp/cpu/linear": ("tileattn", "cpu/common", "cpu/linear"),
     "bindings": ("tileattn",),
 }
+CUDA = ROOT / "cuda"
+FAMILIES = {"softmax", "linear"}  # of kernels
 
 
 def sources(folder: str) -> list[Path]:
@@ -66,10 +69,28 @@ def test_includes_point_one_way(folder: str) -> None:
             assert beside or allowed, f"{path} includes {header}"
 
 
-def test_cuda_does_not_include_cpu_kernels() -> None:
+def cuda_folder_of(header: str, beside: Path) -> str:
+    """The folder of a project header: under cuda/, or else under cpp/ or cpp/include/."""
+    found = beside / header
+    return str(found.parent.relative_to(CUDA) if found.is_file() else Path(header).parent)
+
+
+def test_cuda_families_and_architectures_are_apart() -> None:
+    """A file of FAMILY/ARCH knows its own, FAMILY, common/ARCH and common; one that architectures
+    share knows none of them. The list of what was built, in cuda/ itself, knows all families."""
     for path in sources("cuda"):
-        own = [header for header in INCLUDE.findall(code_of(path)) if header.startswith("cpu/")]
-        assert own == [], path
+        family, *arch = path.parent.relative_to(CUDA).parts or ("",)
+        homes = {"common", family} if family else {"common", *FAMILIES}
+        allowed = homes.union(f"{home}/{arch[0]}" for home in homes if arch)
+        for header in INCLUDE.findall(code_of(path)):
+            folder = cuda_folder_of(header, path.parent)
+            outside = folder.split("/")[0] in {"tileattn", "planner"}
+            assert outside or folder in allowed, f"{path} includes {header}"
+
+
+def test_cuda_has_no_other_families() -> None:
+    folders = {p.relative_to(CUDA).parts[0] for p in sources("cuda") if p.parent != CUDA}
+    assert folders == {"common", *FAMILIES}
 
 
 def test_reference_is_independent() -> None:

@@ -92,18 +92,24 @@ def _arguments(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def test_few_heads_are_cut_into_segments(simulator: Simulator) -> None:
-    passed = {"accumulate_kernel", "pass_states_kernel", "walk_kernel"}
-    assert _kernels_of(simulator, CASES["decay"]) == {"walk_kernel"}
+    passed = {"segment_state_kernel", "pass_states_kernel", "chunk_scan_kernel"}
+    assert _kernels_of(simulator, CASES["decay"]) == {"chunk_scan_kernel"}
     assert _kernels_of(simulator, CASES["segments"]) == passed
     assert _kernels_of(simulator, CASES["bidirectional"]) == passed
-    passed_with_taylor2 = passed - {"walk_kernel"} | {"taylor2_walk_kernel"}
+    passed_with_taylor2 = passed - {"chunk_scan_kernel"} | {"taylor2_scan_kernel"}
     assert _kernels_of(simulator, CASES["taylor2_segments"]) == passed_with_taylor2
     with simulator.configured(multiprocessors=1):
-        assert _kernels_of(simulator, CASES["segments"]) == {"walk_kernel"}
+        assert _kernels_of(simulator, CASES["segments"]) == {"chunk_scan_kernel"}
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("decay", ""), ("taylor2", "taylor2_")])
-def test_backward_is_two_sweeps(name: str, prefix: str, simulator: Simulator) -> None:
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("decay", ["chunk_scan_kernel", "sweep_kernel"]),
+        ("taylor2", ["taylor2_scan_kernel", "taylor2_sweep_kernel"]),
+    ],
+)
+def test_backward_is_two_sweeps(name: str, kernels: list[str], simulator: Simulator) -> None:
     case = CASES[name]
     tensors = {n: t.requires_grad_() for n, t in case.tensors(torch.float16).items()}
     with simulator.kernels(), simulator.configured(stats="collect", capability=80):
@@ -111,8 +117,8 @@ def test_backward_is_two_sweeps(name: str, prefix: str, simulator: Simulator) ->
         simulator.counters()
         torch.autograd.grad(out.sum(), list(tensors.values()))
         launches = _launches(simulator)
-    sweeps = {n: count for n, count in launches.items() if "walk" in n or "sweep" in n}
-    assert sweeps == {f"{prefix}walk_kernel": 1, f"{prefix}sweep_kernel": 1}
+    sweeps = {n: count for n, count in launches.items() if "scan" in n or "sweep" in n}
+    assert sweeps == dict.fromkeys(kernels, 1)
 
 
 def test_calls_that_pass_the_state_are_one(simulator: Simulator) -> None:

@@ -25,7 +25,7 @@ VARIANTS = ({}, {"softcap": 5.0, "deterministic": True})
 Calls = Iterator[Callable[[torch.dtype], object]]
 
 
-def _in_a_row(dims: list[int], with_grad: bool) -> Calls:
+def _of_sequences(dims: list[int], with_grad: bool) -> Calls:
     cases = [Case(batch=1, len_q=3, len_k=700, dim=32)]  # keys are split
     for dim in dims:
         cases += [Case(**SHORT, dim=dim, options=p | v) for p in PATTERNS for v in VARIANTS]
@@ -87,8 +87,8 @@ def test_every_kernel_runs(dtype: torch.dtype, simulator: Simulator) -> None:
                 backward = built_dims("backward", capability) if capability < 90 else []
                 grids = built_dims("neighborhood_backward", capability) if backward else []
                 for call in chain(
-                    _in_a_row(backward, True),
-                    _in_a_row([dim for dim in forward if dim not in backward], False),
+                    _of_sequences(backward, True),
+                    _of_sequences([dim for dim in forward if dim not in backward], False),
                     _on_grids(grids),
                 ):
                     call(dtype)

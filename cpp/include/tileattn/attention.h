@@ -10,8 +10,8 @@
 // A row that sees no key: out = 0, lse = -inf (or the sink), gradients 0.
 //
 // With `neighborhood` the tokens of q, k and v stand on a grid, and its windows say what is
-// visible; extra keys are seen by every query. Softcap, ALiBi, bias, sinks and packed
-// sequences are for tokens in a row only.
+// visible; extra keys are seen by every query. Softcap, ALiBi, bias, sinks and packing are
+// for sequences only.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +42,7 @@ struct AttentionProblem {
   ConstTensorRef k;  // [batch, len_k, heads_kv, dim]
   ConstTensorRef v;  // [batch, len_k, heads_kv, dim_v]
 
-  PatternSpec pattern;            // of tokens in a row
+  PatternSpec pattern;            // of sequences
   NeighborhoodSpec neighborhood;  // of tokens on a grid; len_q and len_k count all of them
   int extra_keys = 0;             // with a neighborhood
   ConstTensorRef extra_k;         // [batch, extra_keys, heads_kv, dim]
