@@ -3,14 +3,13 @@
 #include "softmax/kernel_table.h"
 
 namespace tileattn::cuda {
-
 namespace {
 
-template <class Problem>
-void list(const char* op, KernelRows<Problem> rows, std::vector<BuiltKernels>& to) {
-  for (auto* row = rows.begin; row != rows.end; ++row)
-    to.push_back({op, row->dtype, row->dim, static_cast<int>(row->architecture),
-                  bytes_of(row->budget), row->kernels.shared_bytes});
+template <class Kernels>
+void list(const char* op, KernelRows<Kernels> rows, std::vector<BuiltKernels>& to) {
+  for (const auto& row : rows)
+    to.push_back({op, row.dtype, row.dim, static_cast<int>(row.architecture), bytes_of(row.budget),
+                  row.kernels.shared_bytes});
 }
 
 }  // namespace
@@ -21,10 +20,8 @@ std::vector<BuiltKernels> built_kernels() {
   list("backward", backward_rows(), built);
   list("neighborhood_forward", neighborhood_forward_rows(), built);
   list("neighborhood_backward", neighborhood_backward_rows(), built);
-  for (auto* row = linear_rows().begin; row != linear_rows().end; ++row)
-    built.push_back({row->feature_map == FeatureMap::kTaylor2 ? "linear_taylor2" : "linear",
-                     row->dtype, row->dim, static_cast<int>(Architecture::kSm80),
-                     bytes_of(row->budget), row->shared_bytes});
+  list("linear", linear_rows(), built);
+  list("linear_taylor2", linear_taylor2_rows(), built);
   return built;
 }
 

@@ -77,7 +77,7 @@ def demangle(names: list[str]) -> list[str]:
 
 
 def launch_shared(folder: Path) -> dict[str, int]:
-    """Bytes by the name that cuda/CMakeLists.txt gives a row: op, head dim, KiB. The build in
+    """Bytes by the name that cuda/CMakeLists.txt gives a row. The build in
     ``folder`` tells."""
     name = "_native"
     loader = ExtensionFileLoader(name, str(folder / f"{name}.abi3.so"))
@@ -87,7 +87,7 @@ def launch_shared(folder: Path) -> dict[str, int]:
     native = module_from_spec(spec)
     loader.exec_module(native)
     return {
-        f"{k['op']}_{k['dim']}_{k['shared_limit'] // 1024}": k["shared_bytes"]
+        f"{k['op']}_sm{k['capability']}_{k['dim']}_{k['shared_limit'] // 1024}": k["shared_bytes"]
         for k in native.cuda_kernels()
     }
 

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "architecture.h"
+#include "kernel_table.h"
 
 namespace tileattn::cuda {
 
@@ -45,7 +45,7 @@ struct Device {
 
   bool runs(Architecture architecture, SharedBudget budget) const {
     bool has_instructions =
-        architecture == Architecture::kSm90a ? capability == 90 : capability >= 80;
+        architecture == Architecture::kSm90 ? capability == 90 : capability >= 80;
     return has_instructions && bytes_of(budget) <= shared_bytes;
   }
 };

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "common/device.h"
+#include "common/choose.h"
 #include "kernel_table.h"
 #include "workspace.h"
 
@@ -28,20 +28,13 @@ void check(const LinearAttentionProblem& p) {
 }
 
 /// The kernels for queries and keys of `dim` channels.
-const LinearKernels& find(DType dtype, FeatureMap map, int dim) {
-  const Device device = Device::current();
-  const LinearKernels* best = nullptr;
-  LinearRows rows = linear_rows();
-  for (auto* row = rows.begin; row != rows.end; ++row)
-    if (row->dtype == dtype && row->feature_map == map && row->dim >= dim &&
-        device.runs(Architecture::kSm80, row->budget) && (!best || row->dim < best->dim))
-      best = row;
-  if (!best)
-    throw std::invalid_argument(
-        "tileattn: no CUDA kernel of linear attention was built for head "
-        "dim " +
-        std::to_string(dim) + " and this dtype and device");
-  return *best;
+const KernelRow<LinearKernels>& find(DType dtype, FeatureMap map, int dim) {
+  auto rows = map == FeatureMap::kTaylor2 ? linear_taylor2_rows() : linear_rows();
+  if (auto* row = choose(rows, dtype, dim, [](const LinearKernels&) { return true; })) return *row;
+  throw std::invalid_argument(
+      "tileattn: no CUDA kernel of linear attention was built for head "
+      "dim " +
+      std::to_string(dim) + " and this dtype and device");
 }
 
 bool with_taylor2(const LinearAttentionProblem& p) { return p.feature_map == FeatureMap::kTaylor2; }
@@ -173,7 +166,7 @@ std::size_t linear_attention_forward_workspace(const LinearAttentionForward& pro
 void linear_attention_forward(const LinearAttentionForward& p, void* workspace, void* stream) {
   if (is_empty(p)) return;
   check(p);
-  const LinearKernels& kernels = find(p.dtype, p.feature_map, p.dim);
+  const LinearKernels& kernels = find(p.dtype, p.feature_map, p.dim).kernels;
   const ForwardPlan plan(p, workspace);
   const Operand q = query_operand(p), k = key_operand(p), v = value_operand(p);
   if (plan.states)
@@ -203,7 +196,7 @@ void segment_state(const LinearAttentionState& p, void* workspace, void* stream)
   LinearAttentionState passed = p;
   passed.causal = false;
   const ForwardPlan plan(passed, workspace);
-  plan.states.compute(find(p.dtype, p.feature_map, p.dim), plan.shape, key_operand(p),
+  plan.states.compute(find(p.dtype, p.feature_map, p.dim).kernels, plan.shape, key_operand(p),
                       value_operand(p), {}, false, false, p.initial_state, p.final_state, stream);
 }
 
@@ -214,9 +207,10 @@ std::size_t linear_attention_backward_workspace(const LinearAttentionBackward& p
 void linear_attention_backward(const LinearAttentionBackward& p, void* workspace, void* stream) {
   if (is_empty(p)) return;
   check(p);
-  const LinearKernels& by_dim = find(p.dtype, p.feature_map, p.dim);
-  const LinearKernels& by_dim_v = find(p.dtype, p.feature_map, with_taylor2(p) ? p.dim : p.dim_v);
-  const LinearKernels& by_both = by_dim.dim < by_dim_v.dim ? by_dim_v : by_dim;
+  const auto& row = find(p.dtype, p.feature_map, p.dim);
+  const auto& row_v = find(p.dtype, p.feature_map, with_taylor2(p) ? p.dim : p.dim_v);
+  const LinearKernels &by_dim = row.kernels, &by_dim_v = row_v.kernels;
+  const LinearKernels& by_both = row.dim < row_v.dim ? by_dim_v : by_dim;
   const BackwardPlan plan(p, workspace);
   const Operand q = query_operand(p), k = key_operand(p), v = value_operand(p);
   const Operand dout{p.dout, p.dim_v, 1};
@@ -292,7 +286,7 @@ void linear_attention_backward(const LinearAttentionBackward& p, void* workspace
 
 void linear_attention_step(const LinearAttentionStep& p, void* stream) {
   if (is_empty(p)) return;
-  find(p.dtype, FeatureMap::kNone, 1).decode_step(p, stream);
+  find(p.dtype, FeatureMap::kNone, 1).kernels.decode_step(p, stream);
 }
 
 }  // namespace tileattn::cuda

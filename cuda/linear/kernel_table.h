@@ -1,21 +1,16 @@
-// The instantiated kernels of linear attention, as the entry points (attention.cpp) find them. The
-// table itself is generated from kernels.cmake.
+// The instantiated kernels of linear attention, as the entry points (attention.cpp) find them.
 #pragma once
 
-#include "common/architecture.h"
+#include "common/kernel_table.h"
 #include "params.h"
 
 namespace tileattn::cuda {
 
-/// Kernels of one element type and feature map, whose queries and keys, in the roles of
-/// chunk_scan.cuh, have up to `dim` channels. Each enqueues on a cudaStream_t.
+/// Kernels for queries and keys, in the roles of chunk_scan.cuh, of up to the row's dim. Each
+/// enqueues on a cudaStream_t.
 struct LinearKernels {
   using SegmentStates = void (*)(const SegmentStateParams&, bool backwards, void* stream);
 
-  DType dtype;
-  FeatureMap feature_map;
-  int dim;
-  SharedBudget budget;
   int shared_bytes;                                 // of a block, at most
   void (*scan)(const ScanParams&, void* stream);    // forwards in time
   void (*sweep)(const SweepParams&, void* stream);  // backwards
@@ -28,10 +23,7 @@ struct LinearKernels {
   void (*decode_step)(const LinearAttentionStep&, void* stream);
 };
 
-struct LinearRows {
-  const LinearKernels* begin;
-  const LinearKernels* end;
-};
-LinearRows linear_rows();
+KernelRows<LinearKernels> linear_rows();
+KernelRows<LinearKernels> linear_taylor2_rows();
 
 }  // namespace tileattn::cuda

@@ -2,9 +2,8 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
-#include "common/device.h"
+#include "common/choose.h"
 #include "kernel_table.h"
 #include "tileattn/planner.h"
 
@@ -22,33 +21,20 @@ void check(const AttentionProblem& p) {
     throw std::invalid_argument("tileattn: cu_seqlens_q and cu_seqlens_k go together");
 }
 
-/// Of the rows that can take the problem: the newest architecture, then the smallest bucket of
-/// head dims, then the largest budget.
 template <class Problem>
-const Kernels<Problem>& find(KernelRows<Problem> rows, const Problem& p) {
+const Kernels<Problem>& find(KernelRows<Kernels<Problem>> rows, const Problem& p) {
   check(p);
   const int dim = std::max(p.dim, p.dim_v);
-  const Device device = Device::current();
-  auto merit = [](const KernelRow<Problem>& row) {
-    return std::tuple(row.architecture, -row.dim, row.budget);
-  };
-  const KernelRow<Problem>* best = nullptr;
-  for (auto* row = rows.begin; row != rows.end; ++row) {
-    if (row->dtype != p.dtype || row->dim < dim || !device.runs(row->architecture, row->budget))
-      continue;
-    if (best && merit(*row) < merit(*best)) continue;
-    if (row->kernels.suits(p)) best = row;
-  }
-  if (!best)
-    throw std::invalid_argument("tileattn: no CUDA kernel was built for head dim " +
-                                std::to_string(dim) + " and this dtype and device");
-  return best->kernels;
+  auto suits = [&](const Kernels<Problem>& kernels) { return kernels.suits(p); };
+  if (auto* row = choose(rows, p.dtype, dim, suits)) return row->kernels;
+  throw std::invalid_argument("tileattn: no CUDA kernel was built for head dim " +
+                              std::to_string(dim) + " and this dtype and device");
 }
 
-const Kernels<AttentionForward>& kernels_for(const AttentionForward& p) {
+const ForwardKernels& kernels_for(const AttentionForward& p) {
   return find(p.neighborhood.rank > 0 ? neighborhood_forward_rows() : forward_rows(), p);
 }
-const Kernels<AttentionBackward>& kernels_for(const AttentionBackward& p) {
+const BackwardKernels& kernels_for(const AttentionBackward& p) {
   return find(p.neighborhood.rank > 0 ? neighborhood_backward_rows() : backward_rows(), p);
 }
 

@@ -1,15 +1,14 @@
-// The instantiated kernels, as the entry points (attention.cpp) find them. The
-// table itself is generated from kernels.cmake.
+// The instantiated kernels of softmax attention, as the entry points (attention.cpp) find them.
 #pragma once
 
 #include <cstddef>
 
-#include "common/architecture.h"
+#include "common/kernel_table.h"
 #include "tileattn/attention.h"
 
 namespace tileattn::cuda {
 
-/// The kernels of one op for one dtype, head-dim bucket and shared-memory budget.
+/// The kernels of one op.
 template <class Problem>
 struct Kernels {
   bool (*suits)(const Problem&);  // whether these kernels take it, for what a row does not tell
@@ -18,24 +17,12 @@ struct Kernels {
   int shared_bytes;  // of a block, at most
 };
 
-template <class Problem>
-struct KernelRow {
-  DType dtype;
-  int dim;  // head dims up to this one, padded
-  Architecture architecture;
-  SharedBudget budget;
-  Kernels<Problem> kernels;
-};
+using ForwardKernels = Kernels<AttentionForward>;
+using BackwardKernels = Kernels<AttentionBackward>;
 
-template <class Problem>
-struct KernelRows {
-  const KernelRow<Problem>* begin;
-  const KernelRow<Problem>* end;
-};
-
-KernelRows<AttentionForward> forward_rows();
-KernelRows<AttentionBackward> backward_rows();
-KernelRows<AttentionForward> neighborhood_forward_rows();
-KernelRows<AttentionBackward> neighborhood_backward_rows();
+KernelRows<ForwardKernels> forward_rows();
+KernelRows<BackwardKernels> backward_rows();
+KernelRows<ForwardKernels> neighborhood_forward_rows();
+KernelRows<BackwardKernels> neighborhood_backward_rows();
 
 }  // namespace tileattn::cuda

@@ -1,4 +1,4 @@
-// Rows of the kernel table.
+// What a row of the kernel table calls.
 #pragma once
 
 #include "common/launch.cuh"
@@ -8,7 +8,7 @@
 
 namespace tileattn::cuda {
 
-/// A row of the kernel table: Launch's kernels of all patterns of tokens in sequences.
+/// Launch's kernels of all patterns of tokens in sequences.
 template <class Launch, class Problem>
 Kernels<Problem> kernels_of_sequences() {
   auto run = [](const Problem& problem, void* workspace, void* stream) {
@@ -21,7 +21,7 @@ Kernels<Problem> kernels_of_sequences() {
           Launch::template kSharedBytes<Dense>};
 }
 
-/// A row of the kernel table: Launch's kernels of grids.
+/// Launch's kernels of grids.
 template <class Launch, class Problem>
 Kernels<Problem> kernels_of_grids() {
   auto run = [](const Problem& problem, void* workspace, void* stream) {

@@ -71,4 +71,11 @@ struct BackwardLaunch {
   }
 };
 
+/// A row of the kernel table.
+template <class Element, int kDim, SharedBudget kBudget>
+KernelRow<BackwardKernels> backward_sm80() {
+  return {dtype_of<Element>(), kDim, Architecture::kSm80, kBudget,
+          kernels_of_sequences<BackwardLaunch<Element, kDim, kBudget>, AttentionBackward>()};
+}
+
 }  // namespace tileattn::cuda

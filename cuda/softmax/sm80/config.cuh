@@ -1,7 +1,7 @@
 // The tile tables of sm_80: tile shapes, shared-memory layouts and matrix-multiply partitions.
 #pragma once
 
-#include "common/architecture.h"
+#include "common/kernel_table.h"
 #include "common/sm80/mma.cuh"
 #include "tileattn/pattern/neighborhood.h"
 
@@ -87,7 +87,7 @@ constexpr BackwardTile key_major_tile(int dim, SharedBudget budget, bool grid) {
   const bool small = budget == SharedBudget::k99KiB;
   switch (dim) {
     case 32:
-    case 64: return {64, 128, 2, 8};  // see TILEATTN_DIMS_ONE_BUDGET in kernels.cmake
+    case 64: return {64, 128, 2, 8};  // one row of kernels.cmake for all GPUs
     case 96: return {64, small ? 64 : 128, 2, 8};
     case 128: return small ? BackwardTile{64, 64, 1, 8} : BackwardTile{64, grid ? 64 : 128, 2, 8};
     case 192: return small ? BackwardTile{32, 64, 1, 8} : BackwardTile{64, 64, 2, 8};

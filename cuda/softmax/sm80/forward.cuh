@@ -104,4 +104,11 @@ struct ForwardLaunch {
   }
 };
 
+/// A row of the kernel table.
+template <class Element, int kDim, SharedBudget kBudget>
+KernelRow<ForwardKernels> forward_sm80() {
+  return {dtype_of<Element>(), kDim, Architecture::kSm80, kBudget,
+          kernels_of_sequences<ForwardLaunch<Element, kDim, kBudget>, AttentionForward>()};
+}
+
 }  // namespace tileattn::cuda

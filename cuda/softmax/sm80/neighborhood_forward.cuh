@@ -3,3 +3,14 @@
 
 #include "forward.cuh"
 #include "softmax/grid_scores.cuh"
+
+namespace tileattn::cuda {
+
+/// A row of the kernel table.
+template <class Element, int kDim, SharedBudget kBudget>
+KernelRow<ForwardKernels> neighborhood_forward_sm80() {
+  return {dtype_of<Element>(), kDim, Architecture::kSm80, kBudget,
+          kernels_of_grids<ForwardLaunch<Element, kDim, kBudget>, AttentionForward>()};
+}
+
+}  // namespace tileattn::cuda

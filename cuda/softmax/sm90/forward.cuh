@@ -142,4 +142,11 @@ struct ForwardSm90Launch {
   }
 };
 
+/// A row of the kernel table.
+template <class Element, int kDim, SharedBudget kBudget>
+KernelRow<ForwardKernels> forward_sm90() {
+  return {dtype_of<Element>(), kDim, Architecture::kSm90, kBudget,
+          kernels_of_sequences<ForwardSm90Launch<Element, kDim, kBudget>, AttentionForward>()};
+}
+
 }  // namespace tileattn::cuda

@@ -1,17 +1,15 @@
-// A row of the kernel table of linear attention with taylor2.
+// Linear attention with taylor2.
 #pragma once
 
-#include "launch.cuh"
+#include "linear.cuh"
 #include "taylor2_scan.cuh"
 
 namespace tileattn::cuda {
 
-template <class Element, int kDim_>
+template <class Element, int kDim>
 struct Taylor2Launch : CommonLaunch<Element> {
   using Config = Taylor2Config<Element>;
   using Sum = Taylor2Sum<Config>;
-  static constexpr FeatureMap kFeatureMap = FeatureMap::kTaylor2;
-  static constexpr int kDim = kDim_;
   static_assert(kDim == kTokenDim);
   static constexpr int kSharedBytes = sizeof(Taylor2Shared<Config, Reads::kTokens>);
 
@@ -33,5 +31,12 @@ struct Taylor2Launch : CommonLaunch<Element> {
                                    sizeof(Taylor2Shared<Config, kReads>), params, stream);
   }
 };
+
+/// A row of the kernel table.
+template <class Element, int kDim, SharedBudget kBudget>
+KernelRow<LinearKernels> linear_taylor2_sm80() {
+  return {dtype_of<Element>(), kDim, Architecture::kSm80, kBudget,
+          linear_kernels<Taylor2Launch<Element, kDim>, kBudget>()};
+}
 
 }  // namespace tileattn::cuda

@@ -1,4 +1,4 @@
-// A row of the kernel table of linear attention.
+// Linear attention without a feature map, and what it shares with taylor2.
 #pragma once
 
 #include <algorithm>
@@ -67,12 +67,10 @@ struct CommonLaunch {
 };
 
 /// Without a feature map, for queries and keys of up to kDim channels.
-template <class Element, int kDim_>
+template <class Element, int kDim>
 struct LinearLaunch : CommonLaunch<Element> {
-  using Config = LinearConfig<Element, kDim_>;
+  using Config = LinearConfig<Element, kDim>;
   using Sum = StateSum<Config>;
-  static constexpr FeatureMap kFeatureMap = FeatureMap::kNone;
-  static constexpr int kDim = kDim_;
   static constexpr int kSharedBytes = sizeof(ScanShared<Config>);
 
   static void scan(const ScanParams& params, void* stream) {
@@ -87,22 +85,22 @@ struct LinearLaunch : CommonLaunch<Element> {
   }
 };
 
+/// What a row of the kernel table calls.
 template <class Launch, SharedBudget kBudget>
-LinearKernels linear_kernels(DType dtype) {
+LinearKernels linear_kernels() {
   static_assert(Launch::kSharedBytes <= bytes_of(kBudget));
-  return {dtype,
-          Launch::kFeatureMap,
-          Launch::kDim,
-          kBudget,
-          Launch::kSharedBytes,
-          Launch::scan,
-          Launch::sweep,
-          Launch::template segment_state<typename Launch::Sum>,
-          Launch::pass_states,
-          Launch::denominator_gradient,
-          Launch::sum_parts,
-          Launch::decay_gradient,
+  return {Launch::kSharedBytes, Launch::scan,
+          Launch::sweep,        Launch::template segment_state<typename Launch::Sum>,
+          Launch::pass_states,  Launch::denominator_gradient,
+          Launch::sum_parts,    Launch::decay_gradient,
           Launch::decode_step};
+}
+
+/// A row of the kernel table.
+template <class Element, int kDim, SharedBudget kBudget>
+KernelRow<LinearKernels> linear_sm80() {
+  return {dtype_of<Element>(), kDim, Architecture::kSm80, kBudget,
+          linear_kernels<LinearLaunch<Element, kDim>, kBudget>()};
 }
 
 }  // namespace tileattn::cuda
