@@ -49,7 +49,7 @@ nb::list cuda_kernels() {
   for (const cuda::BuiltKernels& built : cuda::built_kernels()) {
     nb::dict row;
     row["op"] = built.op;
-    row["dtype"] = built.dtype == DType::kFloat16 ? "float16" : "bfloat16";
+    row["dtype"] = name_of(built.dtype);
     row["dim"] = built.dim;
     row["capability"] = built.capability;
     row["shared_limit"] = built.shared_limit;

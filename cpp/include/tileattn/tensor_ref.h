@@ -3,12 +3,32 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 
 namespace tileattn {
 
 enum class DType : std::int8_t { kFloat32, kFloat16, kBFloat16 };
 
-constexpr std::size_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr int bits_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return 32;
+    case DType::kFloat16:
+    case DType::kBFloat16: return 16;
+  }
+  std::abort();  // none of them
+}
+
+/// Bytes of an element.
+constexpr std::size_t size_of(DType dtype) { return bits_of(dtype) / 8; }
+
+constexpr const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return "float32";
+    case DType::kFloat16: return "float16";
+    case DType::kBFloat16: return "bfloat16";
+  }
+  std::abort();
+}
 
 /// A [batch, token, head, dim] tensor. Strides count elements; that of dim is 1.
 /// Packed sequences are one batch entry: [token, head, dim] with batch_stride 0.

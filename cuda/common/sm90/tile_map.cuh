@@ -13,6 +13,7 @@
 
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <stdexcept>
+#include <string>
 
 #include "barrier.cuh"
 #include "common/device.h"
@@ -25,6 +26,8 @@ using namespace cute;
 
 /// Columns of a box: a row of it fills the 128 bytes that the swizzle is made for.
 constexpr int kBoxColumns = 64;
+template <class Element>
+constexpr bool kFillsRow = kBoxColumns * sizeof(Element) == 128;
 
 /// What the copy engine is told of a tensor [entries, tokens, heads, dims] of 2-byte elements.
 struct TileMap {
@@ -46,13 +49,13 @@ struct TilePlace {
 template <int kRows, int kDim, int kPitch>
 struct TileCopy {
   static_assert(kDim % kBoxColumns == 0 && kRows <= 256 && kRows % 8 == 0);
-  static constexpr int kBytes = kRows * kDim * 2;
 
   /// Announces the bytes at `barrier` and starts to load them.
   template <class Element>
   CUTE_DEVICE static void load(const TileMap& map, Element* to, const TilePlace& from,
                                Barrier& barrier, TMA::CacheHintSm90 hint) {
-    barrier.arrive_expecting(kBytes);
+    static_assert(kFillsRow<Element>);
+    barrier.arrive_expecting(kRows * kDim * int(sizeof(Element)));
     int rows = valid_rows(from);
     CUTE_UNROLL
     for (int column = 0; column < kDim; column += kBoxColumns)
@@ -63,6 +66,7 @@ struct TileCopy {
 
   template <class Element>
   CUTE_DEVICE static void store(const TileMap& map, const Element* from, const TilePlace& to) {
+    static_assert(kFillsRow<Element>);
     int rows = valid_rows(to);
     CUTE_UNROLL
     for (int column = 0; column < kDim; column += kBoxColumns)
@@ -97,14 +101,23 @@ inline auto tensor_map_encoder() {
   return encoder;
 }
 
+inline CUtensorMapDataType map_type_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    case DType::kBFloat16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case DType::kFloat32: break;
+  }
+  throw std::invalid_argument(std::string("tileattn: no tiles of Hopper for ") + name_of(dtype));
+}
+
 /// The map for tiles of `rows` rows.
 template <class Ref>
 TileMap make_tile_map(const Ref& tensor, DType dtype, int rows, int entries, int tokens, int heads,
                       int dims) {
   constexpr int kRank = 5;
-  constexpr std::int64_t kBytes = 2;
+  const auto element_bytes = std::int64_t(size_of(dtype));
   constexpr std::int64_t kAnyStride = 16;  // of a dimension of size 1
-  auto bytes = [](std::int64_t stride) { return stride ? stride * kBytes : kAnyStride; };
+  auto bytes = [&](std::int64_t stride) { return stride ? stride * element_bytes : kAnyStride; };
   TileMap map{};
   map.per_head = tensor.head_stride != 0, map.per_entry = tensor.batch_stride != 0;
   auto row_bytes = static_cast<cuuint64_t>(bytes(tensor.token_stride));
@@ -118,12 +131,10 @@ TileMap make_tile_map(const Ref& tensor, DType dtype, int rows, int entries, int
   const cuuint32_t steps[kRank] = {1, 1, 1, 1, 1};
   auto* origin = reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(tensor.data) -
                                          cuuint64_t(rows) * row_bytes);
-  CUresult result = tensor_map_encoder()(
-      &map.map,
-      dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      kRank, origin, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CUresult result =
+      tensor_map_encoder()(&map.map, map_type_of(dtype), kRank, origin, sizes, strides, box, steps,
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw std::runtime_error("tileattn: cuTensorMapEncodeTiled failed with error " +
                              std::to_string(static_cast<int>(result)));

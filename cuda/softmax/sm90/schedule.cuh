@@ -47,8 +47,8 @@ inline Schedule make_schedule(const AttentionProblem& problem, int tile, std::in
   int group = problem.heads_q / problem.heads_kv;
   if (pairs * group * tiles > 1 << 30) throw std::runtime_error("tileattn: too many tiles");
 
-  constexpr int kElementBytes = 2;
-  std::int64_t bytes = std::int64_t{problem.len_k} * (problem.dim + problem.dim_v) * kElementBytes;
+  std::int64_t bytes = problem.len_k * std::int64_t{problem.dim + problem.dim_v} *
+                       std::int64_t(size_of(problem.dtype));
   // Half of the L2, for queries and results pass through it as well.
   std::int64_t fitting = l2_bytes / 2 / std::max<std::int64_t>(1, bytes);
   std::int64_t together = std::max<std::int64_t>(1, std::min(fitting, pairs));
