@@ -61,6 +61,7 @@ _MISSING: dict[str, dict[str, str]] = {
     "second derivatives": {"cuda": _SECOND, "cpu": _SECOND},
 }
 FEATURES = tuple(_MISSING)
+_DTYPE_FEATURE = {getattr(torch, f): f for f in ("float32", "float16", "bfloat16", "float64")}
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ def table() -> Iterator[Capability]:
     for feature in FEATURES:
         for backend in (*KERNEL_BACKENDS, "reference"):
             yield capability(backend, feature)
+
+
+def require_dtype(backend: str, name: str, dtype: torch.dtype) -> None:
+    """:func:`require` of a floating dtype, that of the tensors ``name``."""
+    require(backend, _DTYPE_FEATURE[dtype], f"{name} of dtype {dtype}")
 
 
 def require(backend: str, feature: str, what: str) -> None:

@@ -20,7 +20,7 @@ from tileattn import (
     linear_attention_step,
     segment_state,
 )
-from tileattn.linear import _require_kernel
+from tileattn.linear._checks import require_kernel
 from tileattn.linear._op import FEATURE_MAPS
 
 
@@ -203,8 +203,8 @@ def test_head_dims_on_cuda(simulator: Simulator) -> None:
     with simulator.kernels(), pytest.raises(RuntimeError, match="head dims of q and k up to 16"):
         linear_attention(x, x, x, feature_map="taylor2")
     taylor2 = FEATURE_MAPS.index("taylor2")
-    _require_kernel("cuda", x[..., :16], x, taylor2)
+    require_kernel("cuda", x[..., :16], x, taylor2)
     with pytest.raises(NotImplementedError, match="head_dim 24.*16 channels.*backend='reference'"):
-        _require_kernel("cuda", x, x, taylor2)
+        require_kernel("cuda", x, x, taylor2)
     with pytest.raises(NotImplementedError, match="k of head_dim 12.*multiples of 8"):
-        _require_kernel("cuda", x[..., :12], x, taylor2)
+        require_kernel("cuda", x[..., :12], x, taylor2)

@@ -14,6 +14,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from tileattn import attention, halo_attention, reference, windowed_attention
 from tileattn.neighborhood import _attend
 from tileattn.neighborhood._checks import Spec
+from tileattn.neighborhood._op import Tensors
 
 BACKENDS = ["cpu", "reference"]
 
@@ -122,7 +123,7 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, return_lse: bool, **spec: Any) -> A
     assert return_lse
     zeros = (0,) * len(spec["window"])
     whole = {"dilation": tuple(1 for _ in zeros), "causal": zeros, "offset": zeros, "clip": True}
-    return _attend(q, k, v, Spec(**whole | spec), None, None, None, False, None)
+    return _attend(Tensors(q, k, v), Spec(**whole | spec), None, False, None)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "simulated"], indirect=True)

@@ -15,16 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tileattn.reference.masked import has_values
-
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Positions are 32-bit in the kernels, with room for arithmetic on them.
 MAX_TOKENS = 1 << 29
 FLOAT32 = torch.finfo(torch.float32)
 _LONGEST = 60  # characters of a value in a message
 _MOST_KEPT = 4096  # results of a check
-
-Window = tuple[int | None, int | None]
 
 
 def describe(value: object) -> str:
@@ -199,42 +195,6 @@ def _check_sizes(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} has {tensor.shape[-3]} tokens; allowed: below {MAX_TOKENS}")
 
 
-def check_window(window: Window | None, sink_tokens: int) -> tuple[int, int, int]:
-    """Returns (left, right, sink_tokens), with -1 for an unlimited side.
-
-    Numbers beyond any length become the largest that the kernels take.
-    """
-    sink_tokens = _in_range(check_int("sink_tokens", sink_tokens, 0))
-    if window is None:
-        return -1, -1, sink_tokens
-    pair = entries(window)
-    if pair is None:
-        raise wrong_type("window", window, "None or a pair (left, right)")
-    if len(pair) != 2:
-        raise ValueError(f"window has {len(pair)} entries; it must be a pair (left, right)")
-    left, right = (_check_side(name, n) for name, n in zip(("left", "right"), pair, strict=True))
-    return left, right, sink_tokens
-
-
-def window_of(left: int, right: int) -> Window:
-    """The other way round: the pair with None for an unlimited side."""
-    return (None if left < 0 else left, None if right < 0 else right)
-
-
-def _check_side(name: str, side: int | None) -> int:
-    if side is None:
-        return -1
-    if not is_int(side):
-        raise wrong_type(f"window: {name}", side, "an int >= 0 or None")
-    if side < 0:
-        raise ValueError(f"window: {name} is {side}; it must be >= 0, or None for unlimited")
-    return _in_range(side)
-
-
-def _in_range(distance: int) -> int:
-    return MAX_TOKENS if known(distance > MAX_TOKENS) else distance
-
-
 def check_number(name: str, value: Any, minimum: float = -FLOAT32.max) -> float:
     """Returns ``value`` as a float if float32, in which the kernels compute, holds it."""
     allowed = "a number that float32 holds" + (f", >= {minimum:g}" if minimum == 0 else "")
@@ -248,6 +208,11 @@ def check_number(name: str, value: Any, minimum: float = -FLOAT32.max) -> float:
     if not in_range or 0 < abs(number) < FLOAT32.tiny:
         raise ValueError(f"{name} is {value}; it must be {allowed}")
     return number
+
+
+def check_scale(scale: Any, dim: int) -> float:
+    """Returns ``scale`` as :func:`check_number`; that of heads of ``dim`` where it is None."""
+    return dim**-0.5 if scale is None else check_number("scale", scale)
 
 
 def check_positive(name: str, value: Any) -> float:
@@ -266,97 +231,12 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(flag)
 
 
-def check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
-    """A float tensor [B|1, H|1, Sq|1, Sk] of q's dtype or float32."""
-    require_tensor("bias", bias)
-    if bias.dtype == torch.bool:
-        raise TypeError(
-            "bias is a torch.bool tensor; pass a float one: "
-            "torch.zeros(mask.shape).masked_fill(~mask, float('-inf')) hides where mask is False"
-        )
-    if bias.dtype not in (q.dtype, torch.float32):
-        raise TypeError(f"bias has dtype {bias.dtype}; allowed: that of q, {q.dtype}, or float32")
-    require_device("bias", bias, q)
-    full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    fits = bias.dim() == 4 and bias.shape[3] == full[3]
-    if not fits or any(n != 1 and n != m for n, m in zip(bias.shape[:3], full[:3], strict=True)):
-        raise ValueError(
-            f"bias has shape {list(bias.shape)}; it must be [batch or 1, heads or 1, queries or 1, "
-            f"keys] with batch, heads, queries, keys = {list(full)}"
-        )
-
-
-def check_slopes(slopes: Tensor, q: Tensor, batch: int) -> None:
-    """float32 [H] or [B, H], not to be differentiated."""
-    require_tensor("alibi_slopes", slopes)
-    if slopes.dtype != torch.float32:
-        raise TypeError(f"alibi_slopes has dtype {slopes.dtype}; it must be torch.float32")
-    require_device("alibi_slopes", slopes, q)
-    heads = q.shape[-2]
-    if tuple(slopes.shape) != ((heads,) if slopes.dim() == 1 else (batch, heads)):
-        raise ValueError(
-            f"alibi_slopes has shape {list(slopes.shape)}; allowed: [heads] = [{heads}] or "
-            f"[batch, heads] = [{batch}, {heads}]"
-        )
-    if slopes.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "alibi_slopes requires a gradient, but it is not differentiated; pass "
-            "alibi_slopes.detach(), or a bias to learn the slopes"
-        )
-
-
-def check_sinks(sinks: Tensor, q: Tensor) -> None:
-    """A float tensor [H]."""
-    require_tensor("sinks", sinks)
-    if sinks.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"sinks has dtype {sinks.dtype}; it must be a floating dtype")
-    require_device("sinks", sinks, q)
-    if tuple(sinks.shape) != (q.shape[-2],):
-        raise ValueError(
-            f"sinks has shape {list(sinks.shape)}; it must be [heads] = [{q.shape[-2]}]"
-        )
-
-
 def require_device(name: str, tensor: Tensor, q: Tensor) -> None:
     if tensor.device != q.device:
         raise ValueError(f"{name} is on {tensor.device}; it must be on q's device, {q.device}")
 
 
-def check_cu_seqlens(
-    cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, q: Tensor, k: Tensor
-) -> int:
-    """Returns the number of sequences N, if both are int32 [N + 1].
-
-    On the CPU their values are checked too: from 0, never falling, not past the tokens.
-    """
-    for name, cu_seqlens in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        if cu_seqlens is None:
-            raise ValueError(f"{name} is None; both cu_seqlens must be given, or neither")
-        require_tensor(name, cu_seqlens)
-        if cu_seqlens.dtype != torch.int32:
-            raise TypeError(f"{name} has dtype {cu_seqlens.dtype}; it must be torch.int32")
-        require_device(name, cu_seqlens, q)
-        if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-            raise ValueError(
-                f"{name} has shape {list(cu_seqlens.shape)}; it must be [sequences + 1]"
-            )
-    assert cu_seqlens_q is not None and cu_seqlens_k is not None
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError(
-            f"cu_seqlens_k has {cu_seqlens_k.shape[0]} entries; it must have as many as "
-            f"cu_seqlens_q, {cu_seqlens_q.shape[0]}"
-        )
-    batch = cu_seqlens_q.shape[0] - 1
-    for name, given, tokens in (
-        ("cu_seqlens_q", cu_seqlens_q, q),
-        ("cu_seqlens_k", cu_seqlens_k, k),
-    ):
-        if has_values(given):
-            _check_offsets(name, given.tolist(), tokens.shape[0])
-    return batch
-
-
-def _check_offsets(name: str, offsets: list[int], tokens: int) -> None:
+def check_offsets(name: str, offsets: list[int], tokens: int) -> None:
     if offsets[0] != 0:
         raise ValueError(f"{name} starts at {offsets[0]}; it must start at 0")
     for n, (begin, end) in enumerate(itertools.pairwise(offsets)):
@@ -366,29 +246,3 @@ def _check_offsets(name: str, offsets: list[int], tokens: int) -> None:
             )
     if offsets[-1] > tokens:
         raise ValueError(f"{name} ends at {offsets[-1]}, past the end of the {tokens} tokens")
-
-
-def check_parts(outs: list[Tensor], lses: list[Tensor]) -> None:
-    """Parts of merge_attention: as many lses as outs, all of one shape, dtype and device."""
-    if not outs or len(outs) != len(lses):
-        raise ValueError(
-            f"outs has {len(outs)} entries and lses {len(lses)}; they must be as many, at least one"
-        )
-    for name, parts in (("outs", outs), ("lses", lses)):
-        for n, part in enumerate(parts):
-            require_tensor(f"{name}[{n}]", part)
-            first = parts[0]
-            if part.dtype not in FLOAT_DTYPES or part.dtype != first.dtype:
-                raise TypeError(
-                    f"{name}[{n}] has dtype {part.dtype}; all must have one floating dtype"
-                )
-            if part.shape != first.shape or part.device != first.device:
-                raise ValueError(
-                    f"{name}[{n}] is {describe(part)}; all must be like {name}[0], "
-                    f"{describe(first)}"
-                )
-    if lses[0].shape != outs[0].shape[:-1] or lses[0].device != outs[0].device:
-        raise ValueError(
-            f"lses[0] is {describe(lses[0])}; it must have the shape of outs without the last "
-            f"dimension, {list(outs[0].shape[:-1])}, on {outs[0].device}"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
@@ -23,6 +23,17 @@ def autocast(tensor: Any) -> Any:
         return tensor
     dtype = autocast_dtype(tensor)
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def autocast_all(*tensors: Any) -> Any:
+    """:func:`autocast` of each of them."""
+    return tuple(map(autocast, tensors)) if _C._is_any_autocast_enabled() else tensors
+
+
+def autocast_bias(bias: Any) -> Any:
+    """:func:`autocast` of what is added to scores: float32 stays exact."""
+    is_exact = isinstance(bias, Tensor) and bias.dtype == torch.float32
+    return bias if is_exact else autocast(bias)
 
 
 def range_factor(x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -19,8 +19,9 @@ from torch.autograd.graph import increment_version
 
 #: (context, arguments, output); keeps with :func:`save` what the other two need.
 SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
-#: (context, a gradient or None for each output) -> one, or None, for each argument.
-Backward = Callable[..., tuple[Any, ...]]
+#: (context, a gradient or None for each output) -> those of arguments, by name. ``ctx.needs`` says
+#: which of these are asked for; others are left out, or dropped.
+Backward = Callable[..., dict[str, Tensor | None]]
 #: (context, a tangent or None for each argument) -> a tangent for each output.
 Jvp = Callable[..., tuple[Any, ...]]
 
@@ -82,6 +83,7 @@ def register(
 ) -> None:
     """Gives ``torch.ops.tileattn.NAME`` its derivatives."""
     op = getattr(torch.ops.tileattn, name).default
+    names = tuple(argument.name for argument in op._schema.arguments)
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
 
     # The dispatcher has already come to one level of torch.func's transforms where this runs, so
@@ -103,7 +105,10 @@ def register(
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
             if all(gradient is None for gradient in gradients):
                 return (None,) * len(ctx.needs_input_grad)
-            return (*backward(ctx, *gradients), None)
+            # Of fewer than all arguments where they have their default; the last one is the keyset.
+            ctx.needs = dict(zip(names, ctx.needs_input_grad, strict=False))
+            found = backward(ctx, *gradients)
+            return (*(found.get(name) if need else None for name, need in ctx.needs.items()), None)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:

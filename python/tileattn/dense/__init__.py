@@ -6,25 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
-from torch import _C, Tensor
+from torch import Tensor
 
-from tileattn import capabilities, reference
-from tileattn._common import checks as _checks
-from tileattn._common.precision import autocast
-from tileattn.backend import backend_for, requested_backend
+from tileattn import reference
+from tileattn._common import softmax
+from tileattn._common.precision import autocast_all, autocast_bias
+from tileattn.backend import requested_backend
 from tileattn.dense import _nested
-from tileattn.dense import _op as _ops
+from tileattn.dense._checks import check_call, check_others, check_parts, window_of
+from tileattn.dense._op import FORWARD, Settings, Tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_FORWARD = torch.ops.tileattn.attention_forward.default
-_DTYPE_FEATURE = {
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float32: "float32",
-    torch.float64: "float64",
-}
 
 
 class Options(TypedDict, total=False):
@@ -121,34 +114,21 @@ def attention(
     nested = q if _nested.any_nested(q, k, v) else None
     if nested is not None:
         q, k, v, cu_seqlens_q, cu_seqlens_k = _nested.unpack(q, k, v, cu_seqlens_q, cu_seqlens_k)
-    q, k, v, bias = _autocast(q, k, v, bias)
+    q, k, v = autocast_all(q, k, v)
+    bias = autocast_bias(bias)
     packed = cu_seqlens_q is not None or cu_seqlens_k is not None
-    numbers = (window, sink_tokens, scale, softcap)
-    flags = (causal, deterministic, return_lse)
-    chosen, options = _check_call(q, k, v, packed, *numbers, *flags, requested_backend(backend))
-    _check_others(q, k, bias, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
-    scale, softcap, left, right, sink_tokens, causal, deterministic, return_lse = options
-
+    plain = (window, sink_tokens, scale, softcap, causal, deterministic, return_lse)
+    chosen, settings, return_lse = check_call(q, k, v, packed, *plain, requested_backend(backend))
+    tensors = Tensors(q, k, v, bias, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
+    check_others(tensors, packed)
     if chosen == "reference":
         out, lse = reference.attention(
-            q,
-            k,
-            v,
-            causal=causal,
-            window=_checks.window_of(left, right),
-            sink_tokens=sink_tokens,
-            scale=scale,
-            softcap=softcap,
-            alibi_slopes=alibi_slopes,
-            bias=bias,
-            sinks=sinks,
-            cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_k,
-            return_lse=True,
+            **tensors._asdict(), **_of_reference(settings), return_lse=True
         )
     else:
-        tensors = (q, k, v, bias, alibi_slopes, _float32(sinks), cu_seqlens_q, cu_seqlens_k)
-        out, lse = _ops.forward(_FORWARD, tensors, *options[:-1])
+        if sinks is not None:
+            tensors = tensors._replace(sinks=sinks.float())
+        out, lse = softmax.forward(FORWARD, tensors, *settings)
     if nested is not None:
         out, lse = _nested.like(out, nested), _nested.like(lse, nested)
     return (out, lse) if return_lse else out
@@ -176,7 +156,7 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     Source: the rescaling step of FlashAttention (Dao et al., 2022).
     """
     outs, lses = list(outs), list(lses)
-    _checks.check_parts(outs, lses)
+    check_parts(outs, lses)
     dtype = torch.promote_types(lses[0].dtype, torch.float32)
     logits = torch.stack(lses).to(dtype)
     peak = logits.detach().amax(0)
@@ -192,89 +172,9 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     return out.to(outs[0].dtype), lse.to(lses[0].dtype)
 
 
-def _autocast(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """q, k, v in autocast's dtype, as matrix products do; a float32 bias stays exact."""
-    if not _C._is_any_autocast_enabled():
-        return q, k, v, bias
-    if isinstance(bias, Tensor) and bias.dtype != torch.float32:
-        bias = autocast(bias)
-    return autocast(q), autocast(k), autocast(v), bias
-
-
-@_checks.remembered
-def _check_call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: bool,
-    window: Any,
-    sink_tokens: Any,
-    scale: Any,
-    softcap: Any,
-    causal: Any,
-    deterministic: Any,
-    return_lse: Any,
-    backend: str,
-) -> tuple[str, tuple[Any, ...]]:
-    """The backend that runs the call, and its plain arguments as the kernels take them."""
-    left, right, sink_tokens = _checks.check_window(window, sink_tokens)
-    scale, softcap = _numbers(q, scale, softcap)
-    causal = _checks.check_flag("causal", causal)
-    deterministic = _checks.check_flag("deterministic", deterministic)
-    return_lse = _checks.check_flag("return_lse", return_lse)
-    _checks.check_qkv(q, k, v, packed)
-    chosen = backend_for(backend, q.device)
-    if chosen != "reference":
-        _require_kernel(chosen, q, v)
-    return chosen, (scale, softcap, left, right, sink_tokens, causal, deterministic, return_lse)
-
-
-def _numbers(q: Tensor, scale: float | None, softcap: float) -> tuple[float, float]:
-    softcap = _checks.check_number("softcap", softcap, minimum=0.0)
-    if scale is not None:
-        return _checks.check_number("scale", scale), softcap
-    has_dim = isinstance(q, Tensor) and q.dim() > 0 and q.shape[-1] > 0
-    return (q.shape[-1] ** -0.5 if has_dim else 1.0), softcap
-
-
-def _check_others(
-    q: Tensor,
-    k: Tensor,
-    bias: Tensor | None,
-    alibi_slopes: Tensor | None,
-    sinks: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-) -> None:
-    """The tensors beside q, k and v, which have passed their own checks."""
-    batch, packed = q.shape[0], cu_seqlens_q is not None or cu_seqlens_k is not None
-    if packed:
-        batch = _checks.check_cu_seqlens(cu_seqlens_q, cu_seqlens_k, q, k)
-    if bias is not None:
-        if packed:
-            what = "a bias with cu_seqlens or nested tensors"
-            capabilities.require("reference", "bias with cu_seqlens", what)
-        _checks.check_bias(bias, q, k)
-    if alibi_slopes is not None:
-        _checks.check_slopes(alibi_slopes, q, batch)
-    if sinks is not None:
-        _checks.check_sinks(sinks, q)
-
-
-def _require_kernel(backend: str, q: Tensor, v: Tensor) -> None:
-    """What only the kernels cannot do; the reference takes it."""
-    for name, tensor in (("q", q), ("v", v)):
-        dim = tensor.shape[-1]
-        if dim % capabilities.HEAD_DIM_STEP != 0 or dim > capabilities.MAX_HEAD_DIM:
-            raise ValueError(
-                f"{name} has head_dim {dim}; allowed on backend {backend!r}: multiples of "
-                f"{capabilities.HEAD_DIM_STEP} up to {capabilities.MAX_HEAD_DIM} "
-                "(backend='reference' takes any)"
-            )
-    capabilities.require(backend, _DTYPE_FEATURE[q.dtype], f"q of dtype {q.dtype}")
-
-
-def _float32(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.float()
+def _of_reference(settings: Settings) -> dict[str, Any]:
+    """As keywords of :func:`tileattn.reference.attention`."""
+    options = settings._asdict()
+    del options["deterministic"]
+    options["window"] = window_of(options.pop("window_left"), options.pop("window_right"))
+    return options

@@ -6,21 +6,25 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from torch import Tensor
 
-from tileattn import capabilities, reference
+from tileattn import reference
 from tileattn._common import checks, transforms
 from tileattn.backend import resolve_backend
-from tileattn.capabilities import HEAD_DIM_STEP, MAX_CUDA_LINEAR_DIM, MAX_CUDA_TAYLOR2_DIM
-from tileattn.dense import _DTYPE_FEATURE, _autocast
-from tileattn.linear._checks import State, check_decay, check_inputs, check_state
-from tileattn.linear._op import FEATURE_MAPS, FORWARD, SEGMENT, feature_dim
-from tileattn.linear.feature_maps import FeatureMap, feature_map_of
+from tileattn.linear._checks import (
+    State,
+    check_decay,
+    check_initial,
+    check_inputs,
+    fused_map,
+    prepare,
+    require_kernel,
+)
+from tileattn.linear._op import FORWARD, SEGMENT, feature_dim
+from tileattn.linear.feature_maps import FeatureMap
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["linear_attention", "segment_state"]
-
-MAX_LINEAR_DIM = 1024
 
 
 class Options(TypedDict, total=False):
@@ -110,15 +114,15 @@ def linear_attention(
     normalize = checks.check_flag("normalize", normalize)
     causal = checks.check_flag("causal", causal)
     return_final_state = checks.check_flag("return_final_state", return_final_state)
-    fused = _fused(feature_map, q, backend)
-    q, k, v = _prepare(q, k, v, None if fused else feature_map)
+    fused = fused_map(feature_map, q, backend)
+    q, k, v = prepare(q, k, v, None if fused else feature_map)
     sequences = check_inputs(q, k, v, cu_seqlens)
     dim = feature_dim(fused, k.shape[-1])
-    scale = dim**-0.5 if scale is None else checks.check_number("scale", scale)
+    scale = checks.check_scale(scale, dim)
     heads = q.shape[2]
     if log_decay is not None:
         check_decay(log_decay, k, heads, causal)
-    s, z = _initial(initial_state, normalize, (sequences, heads, dim, v.shape[-1]), q)
+    s, z = check_initial(initial_state, normalize, (sequences, heads, dim, v.shape[-1]), q)
 
     chosen = resolve_backend(backend, q.device)
     if chosen == "reference":
@@ -134,7 +138,7 @@ def linear_attention(
             return_final_state=return_final_state,
             cu_seqlens=cu_seqlens,
         )
-    _require_kernel(chosen, k, v, fused)
+    require_kernel(chosen, k, v, fused)
     log_decay = None if log_decay is None else log_decay.float()
     inputs = (q, k, v, log_decay, s, z, cu_seqlens, scale, causal, normalize, fused)
     out: Tensor
@@ -176,8 +180,8 @@ def segment_state(
     Source: Sun et al., Linear Attention Sequence Parallelism (2024).
     """
     normalize = checks.check_flag("normalize", normalize)
-    fused = _fused(feature_map, k, backend)
-    k, _, v = _prepare(k, k, v, None if fused else feature_map)
+    fused = fused_map(feature_map, k, backend)
+    k, _, v = prepare(k, k, v, None if fused else feature_map)
     sequences = check_inputs(k, k, v, cu_seqlens)
     dim = feature_dim(fused, k.shape[-1])
     heads = k.shape[2]
@@ -190,7 +194,7 @@ def segment_state(
         raise ValueError(f"the state has {heads} heads; those of k, {k.shape[2]}, must divide them")
     if log_decay is not None:
         check_decay(log_decay, k, heads, causal=True)
-    s, z = _initial(initial_state, normalize, (sequences, heads, dim, v.shape[-1]), k)
+    s, z = check_initial(initial_state, normalize, (sequences, heads, dim, v.shape[-1]), k)
 
     chosen = resolve_backend(backend, k.device)
     if chosen == "reference":
@@ -206,59 +210,8 @@ def segment_state(
             cu_seqlens=cu_seqlens,
         )
         return state
-    _require_kernel(chosen, k, v, fused)
+    require_kernel(chosen, k, v, fused)
     log_decay = None if log_decay is None else log_decay.float()
     inputs = (k, v, log_decay, s, z, cu_seqlens, heads, normalize, fused)
     last_s, last_z = transforms.call(SEGMENT, *inputs)
     return (last_s, last_z) if normalize else last_s
-
-
-def _fused(feature_map: str | FeatureMap | None, q: Tensor, backend: str | None) -> int:
-    """The place in FEATURE_MAPS of a map that the kernel applies itself; 0 where it does not."""
-    if feature_map != "taylor2":
-        return 0
-    checks.require_tensor("q", q)
-    chosen = resolve_backend(backend, q.device)
-    missing = capabilities.why_not(chosen, "taylor2 inside of the kernel")
-    return 0 if missing else FEATURE_MAPS.index(feature_map)
-
-
-def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, feature_map: str | FeatureMap | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Autocast, then the feature map, whose results keep the dtype."""
-    q, k, v, _ = _autocast(q, k, v, None)
-    function = feature_map_of(feature_map)
-    if function is None:
-        return q, k, v
-    for name, tensor in (("q", q), ("k", k)):
-        checks.require_tensor(name, tensor)
-    return function(q).to(q.dtype), function(k).to(k.dtype), v
-
-
-def _initial(
-    state: State | None, normalize: bool, shape: tuple[int, ...], like: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    if state is None:
-        return None, None
-    return check_state("initial_state", state, normalize, shape, like)
-
-
-def _require_kernel(backend: str, k: Tensor, v: Tensor, fused: int) -> None:
-    """What only the kernels cannot do; the reference takes it. fused: a place in FEATURE_MAPS."""
-    capabilities.require(backend, "linear attention", "linear attention")
-    for name, size in (("k", feature_dim(fused, k.shape[-1])), ("v", v.shape[-1])):
-        if size > MAX_LINEAR_DIM:
-            raise ValueError(
-                f"{name} has head_dim {size}; allowed on backend {backend!r}: up to "
-                f"{MAX_LINEAR_DIM} (backend='reference' takes any)"
-            )
-    if fused and k.shape[-1] > MAX_CUDA_TAYLOR2_DIM:
-        feature = f"taylor2, head dims above {MAX_CUDA_TAYLOR2_DIM}"
-        capabilities.require(backend, feature, f"taylor2 of head_dim {k.shape[-1]}")
-    for name, size in (("k", k.shape[-1]), ("v", v.shape[-1])):
-        if size > MAX_CUDA_LINEAR_DIM or size % HEAD_DIM_STEP != 0:
-            capabilities.require(
-                backend, "linear attention, any head dim", f"{name} of head_dim {size}"
-            )
-    capabilities.require(backend, _DTYPE_FEATURE[k.dtype], f"tensors of dtype {k.dtype}")

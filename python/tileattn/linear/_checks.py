@@ -5,15 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tileattn import capabilities
 from tileattn._common.checks import (
     FLOAT_DTYPES,
-    _check_offsets,
+    check_offsets,
     check_qkv,
     describe,
     require_device,
     require_tensor,
 )
+from tileattn._common.precision import autocast_all
+from tileattn.backend import resolve_backend
+from tileattn.capabilities import HEAD_DIM_STEP, MAX_CUDA_LINEAR_DIM, MAX_CUDA_TAYLOR2_DIM
+from tileattn.linear._op import FEATURE_MAPS, feature_dim
+from tileattn.linear.feature_maps import FeatureMap, feature_map_of
 from tileattn.reference.masked import has_values
+
+MAX_LINEAR_DIM = 1024
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -38,7 +46,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> 
             f"q has batch {q.shape[0]}; with cu_seqlens it must be 1, all sequences in a row"
         )
     if has_values(cu_seqlens):
-        _check_offsets("cu_seqlens", cu_seqlens.tolist(), q.shape[1])
+        check_offsets("cu_seqlens", cu_seqlens.tolist(), q.shape[1])
     return cu_seqlens.shape[0] - 1
 
 
@@ -101,3 +109,54 @@ def _check_part(
         raise ValueError(
             f"{name} has shape {list(tensor.shape)}; it must be {layout} = {list(shape)}"
         )
+
+
+def fused_map(feature_map: str | FeatureMap | None, q: Tensor, backend: str | None) -> int:
+    """The place in FEATURE_MAPS of a map that the kernel applies itself; 0 where it does not."""
+    if feature_map != "taylor2":
+        return 0
+    require_tensor("q", q)
+    chosen = resolve_backend(backend, q.device)
+    missing = capabilities.why_not(chosen, "taylor2 inside of the kernel")
+    return 0 if missing else FEATURE_MAPS.index(feature_map)
+
+
+def prepare(
+    q: Tensor, k: Tensor, v: Tensor, feature_map: str | FeatureMap | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Autocast, then the feature map, whose results keep the dtype."""
+    q, k, v = autocast_all(q, k, v)
+    function = feature_map_of(feature_map)
+    if function is None:
+        return q, k, v
+    for name, tensor in (("q", q), ("k", k)):
+        require_tensor(name, tensor)
+    return function(q).to(q.dtype), function(k).to(k.dtype), v
+
+
+def check_initial(
+    state: State | None, normalize: bool, shape: tuple[int, ...], like: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    if state is None:
+        return None, None
+    return check_state("initial_state", state, normalize, shape, like)
+
+
+def require_kernel(backend: str, k: Tensor, v: Tensor, fused: int) -> None:
+    """What only the kernels cannot do; the reference takes it. fused: a place in FEATURE_MAPS."""
+    capabilities.require(backend, "linear attention", "linear attention")
+    for name, size in (("k", feature_dim(fused, k.shape[-1])), ("v", v.shape[-1])):
+        if size > MAX_LINEAR_DIM:
+            raise ValueError(
+                f"{name} has head_dim {size}; allowed on backend {backend!r}: up to "
+                f"{MAX_LINEAR_DIM} (backend='reference' takes any)"
+            )
+    if fused and k.shape[-1] > MAX_CUDA_TAYLOR2_DIM:
+        feature = f"taylor2, head dims above {MAX_CUDA_TAYLOR2_DIM}"
+        capabilities.require(backend, feature, f"taylor2 of head_dim {k.shape[-1]}")
+    for name, size in (("k", k.shape[-1]), ("v", v.shape[-1])):
+        if size > MAX_CUDA_LINEAR_DIM or size % HEAD_DIM_STEP != 0:
+            capabilities.require(
+                backend, "linear attention, any head dim", f"{name} of head_dim {size}"
+            )
+    capabilities.require_dtype(backend, "tensors", k.dtype)

@@ -90,10 +90,10 @@ def _setup_solution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     transforms.save(ctx, *equation)
 
 
-def _solution_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+def _solution_backward(ctx: Any, gradient: Tensor) -> dict[str, Tensor | None]:
     """The matrix is symmetric."""
     solved = transforms.call(_SOLVE, gradient, *ctx.saved_tensors, ctx.ridge, ctx.iterations)
-    return solved, *(None,) * 6
+    return {"residual": solved}
 
 
 def _solution_jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
@@ -109,7 +109,7 @@ for _op, _kernel in (
     _name = _op._schema.name.removeprefix("tileattn::")
     LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(_op, _like_q, lib=LIBRARY)
-transforms.register(LIBRARY, "local_linear_start", _setup_start, lambda *_: (), lambda *_: (None,))
+transforms.register(LIBRARY, "local_linear_start", _setup_start, lambda *_: {}, lambda *_: (None,))
 transforms.register(
     LIBRARY, "local_linear_solution", _setup_solution, _solution_backward, _solution_jvp
 )

@@ -62,27 +62,29 @@ def _new_state(
 
 @torch.library.register_fake("tileattn::linear_attention_forward", lib=LIBRARY)
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    cu_seqlens, normalize = rest[3], rest[6]
+    _log_decay, _s, _z, cu_seqlens, _scale, _causal, normalize, *feature_map = rest
     out = q.new_empty((*q.shape[:-1], v.shape[-1]))
     denominator = q.new_empty(q.shape[:-1] if normalize else (0,), dtype=torch.float32)
-    return out, denominator, *_new_state(k, v, cu_seqlens, q.shape[2], normalize, *rest[7:])
+    return out, denominator, *_new_state(k, v, cu_seqlens, q.shape[2], normalize, *feature_map)
 
 
 @torch.library.register_fake("tileattn::linear_attention_backward", lib=LIBRARY)
 def _fake_backward(
     dout: Tensor, ds: Tensor | None, dz: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    log_decay, cu_seqlens, normalize, decay_grad = rest[2], rest[5], rest[8], rest[9]
+    _out, _denominator, log_decay, _s, _z, cu_seqlens, *options = rest
+    _scale, _causal, normalize, decay_grad, *feature_map = options
     gradients = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
     shape = q.shape[:-1] if log_decay is not None and decay_grad else (0,)
     dlog_decay = q.new_empty(shape, dtype=torch.float32)
-    state = _new_state(k, v, cu_seqlens, q.shape[2], normalize, *rest[10:])
+    state = _new_state(k, v, cu_seqlens, q.shape[2], normalize, *feature_map)
     return *gradients, dlog_decay, *state
 
 
 @torch.library.register_fake("tileattn::segment_state", lib=LIBRARY)
 def _fake_segment_state(k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _new_state(k, v, *rest[3:])
+    _log_decay, _s, _z, *others = rest
+    return _new_state(k, v, *others)
 
 
 @torch.library.register_fake("tileattn::linear_attention_step", lib=LIBRARY)
@@ -104,21 +106,19 @@ def _with_z(
     return ds, (dz if normalize else None)
 
 
-def _gradients(
-    needed: tuple[bool, ...], results: tuple[Tensor, ...], log_decay: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Of q, k, v, log_decay, s, z, where needed."""
+def _gradients(ctx: Any, results: tuple[Tensor, ...], log_decay: Any) -> dict[str, Tensor | None]:
+    """By name, from what the backward returns."""
     dq, dk, dv, dlog_decay, ds, dz = results
-    if log_decay is not None and log_decay.dim() == 1:
-        dlog_decay = dlog_decay.sum((0, 1)) if needed[3] else dlog_decay
-    every = (dq, dk, dv, dlog_decay, ds, dz)
-    return tuple(g if need else None for g, need in zip(every, needed, strict=True))
+    if ctx.needs["log_decay"] and log_decay.dim() == 1:
+        dlog_decay = dlog_decay.sum((0, 1))
+    return {"q": dq, "k": dk, "v": dv, "log_decay": dlog_decay, "s": ds, "z": dz}
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, log_decay, s, z, cu_seqlens, *ctx.options, ctx.feature_map = inputs
+    q, k, v, log_decay, s, z, cu_seqlens, *options, ctx.feature_map = inputs
+    ctx.scale, ctx.causal, ctx.normalize = options
     out, denominator, last_s, last_z = output
-    kept = (out, denominator) if ctx.options[-1] else (None, None)
+    kept = (out, denominator) if ctx.normalize else (None, None)
     transforms.save(ctx, q, k, v, *kept, log_decay, s, z, cu_seqlens)
     ctx.mark_non_differentiable(denominator)
     ctx.state_shapes = last_s.shape, last_z.shape
@@ -126,16 +126,15 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(
     ctx: Any, dout: Tensor | None, _: Tensor | None, ds: Tensor | None, dz: Tensor | None
-) -> tuple[Any, ...]:
-    q, k, v, out, denominator, log_decay, s, z, cu_seqlens = ctx.saved_tensors
-    nothing = (None,) * (2 + len(ctx.options))  # of cu_seqlens, the options and feature_map
+) -> dict[str, Tensor | None]:
+    saved = ctx.saved_tensors
+    q, _, v, _, _, log_decay, *_ = saved
     if dout is None:
         dout = q.new_zeros((*q.shape[:-1], v.shape[-1]))
-    ds, dz = _with_z(ds, dz, ctx.state_shapes, ctx.options[-1])
-    inputs = (q, k, v, out, denominator, log_decay, s, z, cu_seqlens)
-    options = (*ctx.options, ctx.needs_input_grad[3], ctx.feature_map)
-    results = transforms.call(_BACKWARD, dout, ds, dz, *inputs, *options)
-    return _gradients(ctx.needs_input_grad[:6], results, log_decay) + nothing
+    ds, dz = _with_z(ds, dz, ctx.state_shapes, ctx.normalize)
+    options = (ctx.scale, ctx.causal, ctx.normalize, ctx.needs["log_decay"], ctx.feature_map)
+    results = transforms.call(_BACKWARD, dout, ds, dz, *saved, *options)
+    return _gradients(ctx, results, log_decay)
 
 
 def _jvp(
@@ -150,7 +149,7 @@ def _jvp(
 ) -> tuple[Tensor | None, ...]:
     """q^T S is linear in q, in k and in v and s together; q . z is the same with v = 1."""
     q, k, v, out, denominator, log_decay, s, z, cu_seqlens = transforms.primals(ctx)
-    scale, causal, normalize = ctx.options
+    scale, causal, normalize = ctx.scale, ctx.causal, ctx.normalize
     _require_linear(dlog_decay, ctx.feature_map, dq, dk)
     # Where normalized a factor cancels: means stay in the range of half precision, sums do not.
     tokens = max(q.shape[1], 1) if normalize else 1
@@ -220,7 +219,7 @@ def _setup_segment(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.state_shapes = output[0].shape, output[1].shape
 
 
-def _segment_backward(ctx: Any, ds: Tensor | None, dz: Tensor | None) -> tuple[Any, ...]:
+def _segment_backward(ctx: Any, ds: Tensor | None, dz: Tensor | None) -> dict[str, Tensor | None]:
     """That of a call whose out nobody uses."""
     k, v, log_decay, s, z, cu_seqlens = ctx.saved_tensors
     ds, dz = _with_z(ds, dz, ctx.state_shapes, ctx.normalize)
@@ -229,11 +228,9 @@ def _segment_backward(ctx: Any, ds: Tensor | None, dz: Tensor | None) -> tuple[A
     ones = k.new_ones(rows, dtype=torch.float32)
     kept = (out, ones) if ctx.normalize else (None, None)
     inputs = (q, k, v, *kept, log_decay, s, z, cu_seqlens)
-    needed = ctx.needs_input_grad
-    options = (1.0, True, ctx.normalize, needed[2], ctx.feature_map)
+    options = (1.0, True, ctx.normalize, ctx.needs["log_decay"], ctx.feature_map)
     results = transforms.call(_BACKWARD, out, ds, dz, *inputs, *options)
-    gradients = _gradients((False, *needed[:5]), results, log_decay)
-    return (*gradients[1:], None, None, None, None)
+    return _gradients(ctx, results, log_decay)
 
 
 def _segment_jvp(

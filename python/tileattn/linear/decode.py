@@ -8,8 +8,7 @@ from torch import Tensor
 from tileattn import reference
 from tileattn._common import checks, transforms
 from tileattn.backend import resolve_backend
-from tileattn.linear import _prepare, _require_kernel
-from tileattn.linear._checks import State, check_decay, check_state
+from tileattn.linear._checks import State, check_decay, check_state, prepare, require_kernel
 from tileattn.linear._op import STEP
 from tileattn.linear.feature_maps import FeatureMap
 
@@ -52,7 +51,7 @@ def linear_attention_step(
 
     Source: Katharopoulos et al., Transformers are RNNs (2020), eqs. 18-20.
     """
-    q, k, v = _prepare(q, k, v, feature_map)
+    q, k, v = prepare(q, k, v, feature_map)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         checks.require_tensor(name, tensor)
         if tensor.dim() != 3:
@@ -60,14 +59,14 @@ def linear_attention_step(
                 f"{name} is {checks.describe(tensor)}; its layout must be [batch, heads, head_dim]"
             )
     checks.check_qkv(q[:, None], k[:, None], v[:, None], packed=False)
-    scale = q.shape[-1] ** -0.5 if scale is None else checks.check_number("scale", scale)
+    scale = checks.check_scale(scale, q.shape[-1])
     s, z = _check_pool(state, q, v, slots)
     if log_decay is not None:
         log_decay = _check_decay(log_decay, q)
     chosen = resolve_backend(backend, q.device)
     if chosen == "reference":
         return _reference(q, k, v, s, z, log_decay, slots, scale)
-    _require_kernel(chosen, k, v, fused=0)
+    require_kernel(chosen, k, v, fused=0)
     changed = (s,) if z is None else (s, z)
     out: Tensor = transforms.call_in_place(STEP, changed, q, k, v, s, z, log_decay, slots, scale)
     return out

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tileattn._common import checks, transforms
-from tileattn._common.precision import autocast
+from tileattn._common.precision import autocast_all
 from tileattn.linear._local_op import corrected, fitted
 from tileattn.reference.precision import exact_dtype, no_autocast
 
@@ -107,7 +107,7 @@ def _by_blocks(
 ) -> Tensor:
     """attend(p, *per_query, k, v) for blocks of queries, all [B, H, tokens, D]."""
     causal = checks.check_flag("causal", causal)
-    q, k, v, *per_query = (autocast(t) for t in (q, k, v, *per_query))
+    q, k, v, *per_query = autocast_all(q, k, v, *per_query)
     checks.check_qkv(q, k, v, packed=False)
     shift = k.shape[1] - q.shape[1]
     if k.shape[1] == 0 or (causal and shift < 0):
@@ -115,7 +115,7 @@ def _by_blocks(
             f"k has {k.shape[1]} tokens; there must be at least one, and with causal=True at least "
             f"those of q, {q.shape[1]}"
         )
-    scale = q.shape[-1] ** -0.5 if scale is None else checks.check_number("scale", scale)
+    scale = checks.check_scale(scale, q.shape[-1])
     exact = exact_dtype(q.dtype)
     group = q.shape[2] // k.shape[2]
     heads_first = [t.transpose(1, 2).to(exact) for t in (q, *per_query, k, v)]

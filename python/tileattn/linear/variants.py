@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tileattn import capabilities
 from tileattn._common import checks
-from tileattn._common.precision import autocast, range_factor
+from tileattn._common.precision import autocast_all, autocast_bias, range_factor
 from tileattn.backend import resolve_backend
-from tileattn.dense import _autocast, attention
+from tileattn.dense import attention
 from tileattn.linear import linear_attention, segment_state
 from tileattn.linear.feature_maps import FeatureMap
 from tileattn.reference.precision import exact_dtype, no_autocast
@@ -95,7 +95,7 @@ def clamped_linear_attention(
     ReLU linear attention with a clamped denominator.
     """
     minimum = checks.check_number("minimum", minimum, minimum=0.0)
-    q, k, v = autocast(q), autocast(k), autocast(v)
+    q, k, v = autocast_all(q, k, v)
     # A mean of values is in their range, unlike its numerator.
     mean = linear_attention(
         q, k, v, feature_map="relu", normalize=True, causal=False, backend=backend
@@ -153,8 +153,8 @@ def agent_attention(
     """
     for name, tensor in (("q", q), ("k", k), ("v", v), ("agents", agents)):
         checks.require_tensor(name, tensor)
-    q, k, v, gather_bias = _autocast(q, k, v, gather_bias)
-    _, _, agents, spread_bias = _autocast(q, k, agents, spread_bias)
+    q, k, v, agents = autocast_all(q, k, v, agents)
+    gather_bias, spread_bias = autocast_bias(gather_bias), autocast_bias(spread_bias)
     widen = q.dtype == torch.float16 and takes_float32(q, backend)
 
     def attend(*operands: Tensor, bias: Tensor | None) -> Tensor:
@@ -210,7 +210,7 @@ def softmax_rnn_attention(
     if finalizer == "sum":
         mean: Tensor = attention(q, k, v, **options)
         return mean
-    q, k, v = autocast(q), autocast(k), autocast(v)
+    q, k, v = autocast_all(q, k, v)
     checks.check_qkv(q, k, v, packed=False)
     factor: Tensor | None = None
     if v.dtype == torch.float16:  # rows may be small, their gradients large

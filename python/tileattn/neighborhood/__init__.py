@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from tileattn import capabilities, reference
-from tileattn._common import checks
-from tileattn._common.precision import autocast
+from tileattn._common import checks, softmax
+from tileattn._common.precision import autocast_all
 from tileattn.backend import resolve_backend
-from tileattn.dense import _autocast, _require_kernel
-from tileattn.dense import _op as _ops
 from tileattn.neighborhood._checks import (
     PerAxis,
     Spec,
@@ -23,7 +21,7 @@ from tileattn.neighborhood._checks import (
     check_spec,
     per_axis,
 )
-from tileattn.neighborhood._op import FORWARD
+from tileattn.neighborhood._op import FORWARD, Tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -123,12 +121,13 @@ def neighborhood_attention(
     """
     deterministic = checks.check_flag("deterministic", deterministic)
     return_lse = checks.check_flag("return_lse", return_lse)
-    q, k, v, _ = _autocast(q, k, v, None)
+    q, k, v = autocast_all(q, k, v)
     grid = check_grid(q, k, v)
     spec = check_spec(grid, window, stride, dilation, causal)
-    extra_keys, extra_values = autocast(extra_keys), autocast(extra_values)
+    extra_keys, extra_values = autocast_all(extra_keys, extra_values)
     check_extra(extra_keys, extra_values, q, v, k.shape[-2])
-    out, lse = _attend(q, k, v, spec, scale, extra_keys, extra_values, deterministic, backend)
+    tensors = Tensors(q, k, v, extra_keys, extra_values)
+    out, lse = _attend(tensors, spec, scale, deterministic, backend)
     return (out, lse) if return_lse else out
 
 
@@ -166,13 +165,13 @@ def halo_attention(
     deterministic = checks.check_flag("deterministic", deterministic)
     if border not in _BORDERS:
         raise ValueError(f"border is {border!r}; allowed: {', '.join(map(repr, _BORDERS))}")
-    q, k, v, _ = _autocast(q, k, v, None)
+    q, k, v = autocast_all(q, k, v)
     grid = check_grid(q, k, v)
     blocks = per_axis("block", block, len(grid), 1)
     halos = per_axis("halo", halo, len(grid), 0)
     windows = tuple(b + 2 * h for b, h in zip(blocks, halos, strict=True))
     spec = _clipped(windows, blocks, (0,) * len(grid))
-    out, lse = _attend(q, k, v, spec, scale, None, None, deterministic, backend)
+    out, lse = _attend(Tensors(q, k, v), spec, scale, deterministic, backend)
     if border == "cut":
         return out
     # m more logits of 0 without a value join a row's sum: they only shrink its weights.
@@ -210,7 +209,7 @@ def windowed_attention(
     Source: Liu et al., Swin Transformer (ICCV 2021).
     """
     deterministic = checks.check_flag("deterministic", deterministic)
-    q, k, v, _ = _autocast(q, k, v, None)
+    q, k, v = autocast_all(q, k, v)
     grid = check_grid(q, k, v)
     windows = per_axis("window", window, len(grid), 1)
     shifts = per_axis("shift", shift, len(grid), 0)
@@ -219,7 +218,8 @@ def windowed_attention(
             raise ValueError(f"shift is {s} on axis {axis}; it must be below the window there, {w}")
     offsets = tuple((w - s) % w for w, s in zip(windows, shifts, strict=True))
     spec = _clipped(windows, windows, offsets)
-    return _attend(q, k, v, spec, scale, None, None, deterministic, backend)[0]
+    out, _ = _attend(Tensors(q, k, v), spec, scale, deterministic, backend)
+    return out
 
 
 def _clipped(windows: tuple[int, ...], strides: tuple[int, ...], offsets: tuple[int, ...]) -> Spec:
@@ -240,18 +240,11 @@ def _keys_in_grid(
 
 
 def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    spec: Spec,
-    scale: float | None,
-    extra_keys: Tensor | None,
-    extra_values: Tensor | None,
-    deterministic: bool,
-    backend: str | None,
+    tensors: Tensors, spec: Spec, scale: float | None, deterministic: bool, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """out and lse of checked tensors."""
-    factor = q.shape[-1] ** -0.5 if scale is None else checks.check_number("scale", scale)
+    q, v = tensors.q, tensors.v
+    factor = checks.check_scale(scale, q.shape[-1])
     chosen = resolve_backend(backend, q.device)
     if chosen == "reference":
         # What it traces does not ask again.
@@ -259,21 +252,13 @@ def _attend(
             torch._check(spec.clip or w * d <= length)
         options = spec._replace(causal=tuple(map(bool, spec.causal)))._asdict()
         out, lse = reference.neighborhood_attention(
-            q,
-            k,
-            v,
-            scale=factor,
-            extra_keys=extra_keys,
-            extra_values=extra_values,
-            return_lse=True,
-            **options,
+            **tensors._asdict(), **options, scale=factor, return_lse=True
         )
         return out, lse
     capabilities.require(chosen, "neighborhood attention", "neighborhood attention")
-    _require_kernel(chosen, q, v)
+    softmax.require_kernel(chosen, q, v)
     limit, dim = capabilities.CUDA_GRID_HEAD_DIM, max(q.shape[-1], v.shape[-1])
     if dim > limit:
         feature = f"neighborhood attention, head dims above {limit}"
         capabilities.require(chosen, feature, f"neighborhood attention with head dim {dim}")
-    tensors = (q, k, v, extra_keys, extra_values)
-    return _ops.forward(FORWARD, tensors, *spec, factor, deterministic)
+    return softmax.forward(FORWARD, tensors, *spec, factor, deterministic)

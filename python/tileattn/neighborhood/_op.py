@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tileattn._common import transforms
+from tileattn._common import softmax, transforms
 from tileattn._common.library import LIBRARY
 from tileattn._common.softmax_tangent import Pair, tangent
 from tileattn.capabilities import CUDA_GRID_HEAD_DIM, MAX_HEAD_DIM
-from tileattn.dense import _op as _ops
 
-_SPEC = (
-    "Tensor? extra_keys, Tensor? extra_values, SymInt[] window, SymInt[] stride, "
-    "SymInt[] dilation, int[] causal, SymInt[] offset, bool clip, float scale, bool deterministic"
+
+class Tensors(NamedTuple):
+    """Of a call, in the order of the schemas."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    extra_keys: Tensor | None = None
+    extra_values: Tensor | None = None
+
+
+_OTHERS = (
+    f"{softmax.optional_tensors(Tensors)}, SymInt[] window, SymInt[] stride, SymInt[] dilation, "
+    "int[] causal, SymInt[] offset, bool clip, float scale, bool deterministic"
 )
 SCHEMAS = (
-    f"neighborhood_forward(Tensor q, Tensor k, Tensor v, {_SPEC}, bool low_parts) "
-    f"-> ({_ops.RESULTS})",
+    f"neighborhood_forward(Tensor q, Tensor k, Tensor v, {_OTHERS}, bool low_parts) "
+    f"-> ({softmax.RESULTS})",
     "neighborhood_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, "
-    f"{_ops.RESULTS}, {_SPEC}) "
+    f"{softmax.RESULTS}, {_OTHERS}) "
     "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dextra_keys, Tensor dextra_values)",
 )
 for _schema in SCHEMAS:
@@ -29,11 +39,8 @@ for _schema in SCHEMAS:
 
 FORWARD = torch.ops.tileattn.neighborhood_forward.default
 _BACKWARD = torch.ops.tileattn.neighborhood_backward.default
-#: Positions of the forward's arguments that are tensors.
-_TENSORS = 5
 
-
-torch.library.register_fake("tileattn::neighborhood_forward", _ops.fake_results, lib=LIBRARY)
+torch.library.register_fake("tileattn::neighborhood_forward", softmax.fake_results, lib=LIBRARY)
 
 
 @torch.library.register_fake("tileattn::neighborhood_backward", lib=LIBRARY)
@@ -55,21 +62,15 @@ def _fake_backward(
     return (*(t.new_empty(t.shape) for t in (q, k, v)), *extra)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    transforms.save(ctx, *inputs[:_TENSORS], *output)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.options = inputs[_TENSORS:-1]
-
-
-def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    inputs, kept = saved[:_TENSORS], saved[_TENSORS:]
+def _backward(
+    ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None
+) -> dict[str, Tensor | None]:
+    tensors, results = softmax.kept(Tensors, ctx.saved_tensors)
     if dout is None:
-        dout = torch.zeros_like(kept[0])
-    found = transforms.call(_BACKWARD, dout, dlse, *inputs[:3], *kept, *inputs[3:], *ctx.options)
-    wanted = zip(found, ctx.needs_input_grad, strict=False)
-    rest = (None,) * (len(ctx.options) + 1)
-    return tuple(gradient if needed else None for gradient, needed in wanted) + rest
+        dout = torch.zeros_like(results.out)
+    given = softmax.with_results(tensors, results)
+    found = transforms.call(_BACKWARD, dout, dlse, *given, *ctx.settings)
+    return dict(zip(Tensors._fields, found, strict=True))
 
 
 def _jvp(
@@ -81,21 +82,27 @@ def _jvp(
     dextra_values: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, extra_keys, extra_values = transforms.primals(ctx)[:_TENSORS]
-    scale = ctx.options[-2]
+    tensors, _results = softmax.kept(Tensors, transforms.primals(ctx))
+    *_, scale, _deterministic = ctx.settings
 
     def forward(q: Tensor, keys: Pair, values: Pair) -> Any:
-        return FORWARD(q, keys[0], values[0], keys[1], values[1], *ctx.options, True)
+        return FORWARD(*_seen(q, keys, values), *ctx.settings, True)
 
     def backward(dout: Tensor, q: Tensor, keys: Pair, values: Pair, *results: Tensor) -> Any:
-        tensors = (q, keys[0], values[0], *results, keys[1], values[1])
-        return _BACKWARD(dout, None, *tensors, *ctx.options)[0]
+        given = softmax.with_results(_seen(q, keys, values), results)
+        dq, *_ = _BACKWARD(dout, None, *given, *ctx.settings)
+        return dq
 
-    primals = q, (k, extra_keys), (v, extra_values)
+    primals = tensors.q, (tensors.k, tensors.extra_keys), (tensors.v, tensors.extra_values)
     tangents = dq, (dk, dextra_keys), (dv, dextra_values)
-    limit = CUDA_GRID_HEAD_DIM if q.is_cuda else MAX_HEAD_DIM
+    limit = CUDA_GRID_HEAD_DIM if tensors.q.is_cuda else MAX_HEAD_DIM
     return *tangent(forward, backward, primals, tangents, scale, limit), None, None
 
 
-transforms.register(LIBRARY, "neighborhood_forward", _setup_context, _backward, _jvp)
+def _seen(q: Tensor, keys: Pair, values: Pair) -> Tensors:
+    (k, extra_keys), (v, extra_values) = keys, values
+    return Tensors(q, k, v, extra_keys, extra_values)
+
+
+transforms.register(LIBRARY, "neighborhood_forward", softmax.keeping(Tensors), _backward, _jvp)
 transforms.register_last(LIBRARY, "neighborhood_backward")

@@ -153,32 +153,32 @@ def _fake_scatter(weights: Tensor, x: Tensor, heads_kv: int, *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    transforms.save(ctx, *inputs[:2])
-    ctx.options = inputs[2:]
+    a, b, *ctx.options = inputs
+    transforms.save(ctx, a, b)
 
 
-def _dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _dot_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
     q, k = ctx.saved_tensors
     spec = ctx.options
-    dq = gather(grad, k, *spec) if ctx.needs_input_grad[0] else None
-    dk = scatter(grad, q, k.shape[2], *spec) if ctx.needs_input_grad[1] else None
-    return dq, dk, *(None,) * len(spec)
+    dq = gather(grad, k, *spec) if ctx.needs["q"] else None
+    dk = scatter(grad, q, k.shape[2], *spec) if ctx.needs["k"] else None
+    return {"q": dq, "k": dk}
 
 
-def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _gather_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
     weights, v = ctx.saved_tensors
     spec = ctx.options
-    dw = dot(grad, v, *spec).to(weights.dtype) if ctx.needs_input_grad[0] else None
-    dv = scatter(weights, grad, v.shape[2], *spec) if ctx.needs_input_grad[1] else None
-    return dw, dv, *(None,) * len(spec)
+    dw = dot(grad, v, *spec).to(weights.dtype) if ctx.needs["weights"] else None
+    dv = scatter(weights, grad, v.shape[2], *spec) if ctx.needs["v"] else None
+    return {"weights": dw, "v": dv}
 
 
-def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _scatter_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
     weights, x = ctx.saved_tensors
     _, *spec = ctx.options
-    dw = dot(x, grad, *spec).to(weights.dtype) if ctx.needs_input_grad[0] else None
-    dx = gather(weights, grad, *spec) if ctx.needs_input_grad[1] else None
-    return dw, dx, *(None,) * len(ctx.options)
+    dw = dot(x, grad, *spec).to(weights.dtype) if ctx.needs["weights"] else None
+    dx = gather(weights, grad, *spec) if ctx.needs["x"] else None
+    return {"weights": dw, "x": dx}
 
 
 def _jvp_of(op: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tileattn._common import checks
-from tileattn.dense import _autocast
+from tileattn._common.precision import autocast_all
 from tileattn.neighborhood import _stencil
 from tileattn.neighborhood._checks import PerAxis, check_grid, check_spec
 
@@ -43,10 +43,10 @@ def neighborhood_qk(
 
     Source: Hassani et al., Neighborhood Attention Transformer (CVPR 2023).
     """
-    q, k, _, _ = _autocast(q, k, k, None)
+    q, k = autocast_all(q, k)
     grid = check_grid(q, k, k)
     spec = check_spec(grid, window, stride, dilation, causal)[:4]
-    factor = q.shape[-1] ** -0.5 if scale is None else checks.check_number("scale", scale)
+    factor = checks.check_scale(scale, q.shape[-1])
     found = _stencil.dot(_tokens(q), _tokens(k), factor, grid, *spec)
     scores: Tensor = found.reshape(*q.shape[:-1], found.shape[-1])
     if any(spec[3]):
@@ -80,7 +80,7 @@ def neighborhood_av(
 
     Source: as :func:`neighborhood_qk`.
     """
-    weights, v, _, _ = _autocast(weights, v, v, None)
+    weights, v = autocast_all(weights, v)
     grid = check_grid(v, v, v)
     spec = check_spec(grid, window, stride, dilation, causal)[:4]
     checks.require_tensor("weights", weights)

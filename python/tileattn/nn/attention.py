@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tileattn._common import checks
 from tileattn.dense import attention
+from tileattn.dense._checks import check_window, window_of
 from tileattn.nn._sizes import check_free_heads, check_kv_heads
 from tileattn.nn.resettable import ResettableModule
 
@@ -52,8 +53,8 @@ class Attention(ResettableModule):
         num_kv_heads = check_kv_heads(num_heads, num_kv_heads)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.causal = checks.check_flag("causal", causal)
-        left, right, self.sink_tokens = checks.check_window(window, sink_tokens)
-        self.window = None if window is None else checks.window_of(left, right)
+        left, right, self.sink_tokens = check_window(window, sink_tokens)
+        self.window = None if window is None else window_of(left, right)
         self.scale = None if scale is None else checks.check_number("scale", scale)
         bias = checks.check_flag("bias", bias)
         learn_sinks = checks.check_flag("learn_sinks", learn_sinks)
