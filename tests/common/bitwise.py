@@ -35,8 +35,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     digest = hashlib.sha1()
 
     def hashed(call: Callable[..., Any]) -> Callable[..., Any]:
-        def recorded(*arguments: Any) -> Any:
-            results = call(*arguments)
+        def recorded(*arguments: Any, **options: Any) -> Any:
+            results = call(*arguments, **options)
             for tensor in results if isinstance(results, tuple) else (results,):
                 if type(tensor) is Tensor and tensor.device.type != "meta":
                     data = tensor.detach().contiguous().flatten()

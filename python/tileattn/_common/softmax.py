@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
 
 from tileattn import capabilities
 from tileattn._common import transforms
@@ -49,8 +49,12 @@ def require_kernel(backend: str, q: Tensor, v: Tensor) -> None:
 
 def forward(op: Any, tensors: tuple[Tensor | None, ...], *settings: Any) -> tuple[Tensor, Tensor]:
     """out and lse, with all that a gradient needs where one may be asked for."""
-    low_parts = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    out, lse, _, _ = transforms.call(op, *tensors, *settings, low_parts)
+    # What torch.func.grad differentiates does not say so while torch.compile traces.
+    asked = _C._are_functorch_transforms_active() or any(
+        t is not None and t.requires_grad for t in tensors
+    )
+    low_parts = torch.is_grad_enabled() and asked
+    out, lse, _, _ = transforms.call(op, *tensors, *settings, low_parts, recorded=low_parts)
     return out, lse
 
 
@@ -71,13 +75,14 @@ def fake_results(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, .
 def keeping(tensors: Any) -> Callable[..., None]:
     """The ``setup_context`` of a forward whose arguments begin with this NamedTuple's.
 
-    Its results are kept, too, and the plain arguments but the last, ``low_parts``, as
-    ``ctx.settings``.
+    Keeps them and the results as a backward takes them, and as ``ctx.settings`` the plain
+    arguments but the last, ``low_parts``.
     """
     count = len(tensors._fields)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        transforms.save(ctx, *inputs[:count], *output)
+        q, k, v, *others = inputs[:count]
+        transforms.save(ctx, q, k, v, *output, *others)
         _, _, *low_parts = output
         ctx.mark_non_differentiable(*low_parts)
         ctx.settings = inputs[count:-1]
@@ -85,13 +90,13 @@ def keeping(tensors: Any) -> Callable[..., None]:
     return setup_context
 
 
-def kept(kind: Any, saved: tuple[Any, ...]) -> tuple[Any, Results]:
-    """What :func:`keeping` has saved: the arguments, and the results."""
-    count = len(kind._fields)
-    return kind(*saved[:count]), Results(*saved[count:])
-
-
 def with_results(tensors: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, ...]:
     """As a backward takes them."""
     q, k, v, *others = tensors
     return (q, k, v, *results, *others)
+
+
+def without_results(kind: Any, kept: tuple[Any, ...]) -> tuple[Any, Results]:
+    """The other way round: the NamedTuple of tensors, and the results."""
+    q, k, v, out, lse, out_low, lse_low, *others = kept
+    return kind(q, k, v, *others), Results(out, lse, out_low, lse_low)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any, NoReturn
 
 import torch
@@ -19,16 +20,19 @@ from torch.autograd.graph import increment_version
 
 #: (context, arguments, output); keeps with :func:`save` what the other two need.
 SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
-#: (context, a gradient or None for each output) -> those of arguments, by name. ``ctx.needs`` says
-#: which of these are asked for; others are left out, or dropped.
+#: (context, a gradient or None for each output) -> those of arguments, by name. ``ctx.needs`` has
+#: the names of those that are asked for; others are left out, or dropped.
 Backward = Callable[..., dict[str, Tensor | None]]
 #: (context, a tangent or None for each argument) -> a tangent for each output.
 Jvp = Callable[..., tuple[Any, ...]]
 
 
-def call(op: Any, *arguments: Any) -> Any:
-    """The operator, without its autograd layer where that would only cost time."""
-    if torch.compiler.is_compiling() or _differentiated(arguments):
+def call(op: Any, *arguments: Any, recorded: bool | None = None) -> Any:
+    """The operator, without its autograd layer where that would only cost time.
+
+    ``recorded`` is whether gradients are asked for, where the caller knows.
+    """
+    if torch.compiler.is_compiling() or _differentiated(arguments, recorded):
         return op(*arguments)
     with _C._AutoDispatchBelowAutograd():
         return op(*arguments)
@@ -43,8 +47,10 @@ def call_in_place(op: Any, changed: tuple[Tensor, ...], *arguments: Any) -> Any:
         return op(*arguments)
 
 
-def _differentiated(arguments: tuple[Any, ...]) -> bool:
-    return (_C.is_grad_enabled() and _C._any_requires_grad(*arguments)) or active()
+def _differentiated(arguments: tuple[Any, ...], recorded: bool | None = None) -> bool:
+    if recorded is None:
+        recorded = _C.is_grad_enabled() and _C._any_requires_grad(*arguments)
+    return recorded or active()
 
 
 def active() -> bool:
@@ -83,7 +89,7 @@ def register(
 ) -> None:
     """Gives ``torch.ops.tileattn.NAME`` its derivatives."""
     op = getattr(torch.ops.tileattn, name).default
-    names = tuple(argument.name for argument in op._schema.arguments)
+    places = {argument.name: n for n, argument in enumerate(op._schema.arguments)}
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
 
     # The dispatcher has already come to one level of torch.func's transforms where this runs, so
@@ -105,10 +111,13 @@ def register(
         def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
             if all(gradient is None for gradient in gradients):
                 return (None,) * len(ctx.needs_input_grad)
-            # Of fewer than all arguments where they have their default; the last one is the keyset.
-            ctx.needs = dict(zip(names, ctx.needs_input_grad, strict=False))
+            # The last one is the keyset; arguments that have their default may be left out.
+            ctx.needs = set(compress(places, ctx.needs_input_grad))
             found = backward(ctx, *gradients)
-            return (*(found.get(name) if need else None for name, need in ctx.needs.items()), None)
+            in_order: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+            for name in ctx.needs:
+                in_order[places[name]] = found.get(name)
+            return tuple(in_order)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:

@@ -115,7 +115,8 @@ def attention(
     if nested is not None:
         q, k, v, cu_seqlens_q, cu_seqlens_k = _nested.unpack(q, k, v, cu_seqlens_q, cu_seqlens_k)
     q, k, v = autocast_all(q, k, v)
-    bias = autocast_bias(bias)
+    if bias is not None:
+        bias = autocast_bias(bias)
     packed = cu_seqlens_q is not None or cu_seqlens_k is not None
     plain = (window, sink_tokens, scale, softcap, causal, deterministic, return_lse)
     chosen, settings, return_lse = check_call(q, k, v, packed, *plain, requested_backend(backend))

@@ -90,22 +90,19 @@ def _fake_backward(
 def _backward(
     ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None
 ) -> dict[str, Tensor | None]:
-    tensors, results = softmax.kept(Tensors, ctx.saved_tensors)
-    lse, bias = results.lse, tensors.bias
+    kept = ctx.saved_tensors
+    _q, _k, _v, out, lse, _out_low, lse_low, bias, _slopes, sinks, *_ = kept
     if dout is None:
-        dout = torch.zeros_like(results.out)
+        dout = torch.zeros_like(out)
     if dlse is not None:  # may be NaN where lse is -inf, e.g. behind a difference of two lse
         dlse = dlse.masked_fill(lse == -torch.inf, 0.0)
-    given = softmax.with_results(tensors, results)
-    dq, dk, dv, dbias, delta = transforms.call(
-        _BACKWARD, dout, dlse, *given, *ctx.settings, ctx.needs["bias"]
-    )
+    options = (*ctx.settings, "bias" in ctx.needs)
+    dq, dk, dv, dbias, delta = transforms.call(_BACKWARD, dout, dlse, *kept, *options)
     gradients = {"q": dq, "k": dk, "v": dv}
-    if ctx.needs["bias"]:
+    if "bias" in ctx.needs:
         gradients["bias"] = dbias.sum_to_size(bias.shape).to(bias.dtype)
-    if ctx.needs["sinks"]:
-        weights = _sink_weights(tensors.sinks, lse, results.lse_low)
-        gradients["sinks"] = -(weights * delta).flatten(0, -2).sum(0)
+    if "sinks" in ctx.needs:
+        gradients["sinks"] = -(_sink_weights(sinks, lse, lse_low) * delta).flatten(0, -2).sum(0)
     return gradients
 
 
@@ -128,7 +125,7 @@ def _jvp(
     dsinks: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor | None, ...]:
-    tensors, _results = softmax.kept(Tensors, transforms.primals(ctx))
+    tensors, _results = softmax.without_results(Tensors, transforms.primals(ctx))
     settings = Settings(*ctx.settings)
     for name, found in (("bias", dbias), ("alibi_slopes", dslopes)):
         if found is not None:

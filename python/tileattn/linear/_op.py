@@ -109,7 +109,7 @@ def _with_z(
 def _gradients(ctx: Any, results: tuple[Tensor, ...], log_decay: Any) -> dict[str, Tensor | None]:
     """By name, from what the backward returns."""
     dq, dk, dv, dlog_decay, ds, dz = results
-    if ctx.needs["log_decay"] and log_decay.dim() == 1:
+    if "log_decay" in ctx.needs and log_decay.dim() == 1:
         dlog_decay = dlog_decay.sum((0, 1))
     return {"q": dq, "k": dk, "v": dv, "log_decay": dlog_decay, "s": ds, "z": dz}
 
@@ -132,7 +132,7 @@ def _backward(
     if dout is None:
         dout = q.new_zeros((*q.shape[:-1], v.shape[-1]))
     ds, dz = _with_z(ds, dz, ctx.state_shapes, ctx.normalize)
-    options = (ctx.scale, ctx.causal, ctx.normalize, ctx.needs["log_decay"], ctx.feature_map)
+    options = (ctx.scale, ctx.causal, ctx.normalize, "log_decay" in ctx.needs, ctx.feature_map)
     results = transforms.call(_BACKWARD, dout, ds, dz, *saved, *options)
     return _gradients(ctx, results, log_decay)
 
@@ -228,7 +228,7 @@ def _segment_backward(ctx: Any, ds: Tensor | None, dz: Tensor | None) -> dict[st
     ones = k.new_ones(rows, dtype=torch.float32)
     kept = (out, ones) if ctx.normalize else (None, None)
     inputs = (q, k, v, *kept, log_decay, s, z, cu_seqlens)
-    options = (1.0, True, ctx.normalize, ctx.needs["log_decay"], ctx.feature_map)
+    options = (1.0, True, ctx.normalize, "log_decay" in ctx.needs, ctx.feature_map)
     results = transforms.call(_BACKWARD, out, ds, dz, *inputs, *options)
     return _gradients(ctx, results, log_decay)
 

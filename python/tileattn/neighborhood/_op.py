@@ -65,11 +65,11 @@ def _fake_backward(
 def _backward(
     ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None
 ) -> dict[str, Tensor | None]:
-    tensors, results = softmax.kept(Tensors, ctx.saved_tensors)
+    kept = ctx.saved_tensors
+    _q, _k, _v, out, *_ = kept
     if dout is None:
-        dout = torch.zeros_like(results.out)
-    given = softmax.with_results(tensors, results)
-    found = transforms.call(_BACKWARD, dout, dlse, *given, *ctx.settings)
+        dout = torch.zeros_like(out)
+    found = transforms.call(_BACKWARD, dout, dlse, *kept, *ctx.settings)
     return dict(zip(Tensors._fields, found, strict=True))
 
 
@@ -82,7 +82,7 @@ def _jvp(
     dextra_values: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor | None, ...]:
-    tensors, _results = softmax.kept(Tensors, transforms.primals(ctx))
+    tensors, _results = softmax.without_results(Tensors, transforms.primals(ctx))
     *_, scale, _deterministic = ctx.settings
 
     def forward(q: Tensor, keys: Pair, values: Pair) -> Any:

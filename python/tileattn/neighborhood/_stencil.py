@@ -160,24 +160,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _dot_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
     q, k = ctx.saved_tensors
     spec = ctx.options
-    dq = gather(grad, k, *spec) if ctx.needs["q"] else None
-    dk = scatter(grad, q, k.shape[2], *spec) if ctx.needs["k"] else None
+    dq = gather(grad, k, *spec) if "q" in ctx.needs else None
+    dk = scatter(grad, q, k.shape[2], *spec) if "k" in ctx.needs else None
     return {"q": dq, "k": dk}
 
 
 def _gather_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
     weights, v = ctx.saved_tensors
     spec = ctx.options
-    dw = dot(grad, v, *spec).to(weights.dtype) if ctx.needs["weights"] else None
-    dv = scatter(weights, grad, v.shape[2], *spec) if ctx.needs["v"] else None
+    dw = dot(grad, v, *spec).to(weights.dtype) if "weights" in ctx.needs else None
+    dv = scatter(weights, grad, v.shape[2], *spec) if "v" in ctx.needs else None
     return {"weights": dw, "v": dv}
 
 
 def _scatter_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
     weights, x = ctx.saved_tensors
     _, *spec = ctx.options
-    dw = dot(x, grad, *spec).to(weights.dtype) if ctx.needs["weights"] else None
-    dx = gather(weights, grad, *spec) if ctx.needs["x"] else None
+    dw = dot(x, grad, *spec).to(weights.dtype) if "weights" in ctx.needs else None
+    dx = gather(weights, grad, *spec) if "x" in ctx.needs else None
     return {"weights": dw, "x": dx}
 
 
