@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,17 +94,45 @@ def test_cuda_has_no_other_families() -> None:
     assert folders == {"common", *FAMILIES}
 
 
+# Folders of python/tileattn, and the other parts of it that each may import.
+FAMILIES = {
+    "_common": {"_native", "backend", "capabilities", "reference"},
+    "dense": {"_common", "backend", "capabilities", "reference"},
+    "neighborhood": {"_common", "backend", "capabilities", "reference"},
+    "linear": {"_common", "backend", "capabilities", "reference", "dense"},
+}
+
+
+def imports(path: Path) -> Iterator[tuple[str, ...]]:
+    """What the file imports of tileattn: the parts of the dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            module = (node.module or "").split(".")
+            names = [(*module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        yield from (name[1:] for name in names if name[0] == "tileattn")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_do_not_reach_into_one_another(family: str) -> None:
+    """What several need stands in _common; of another family only what is public is used."""
+    files = sorted((ROOT / "python/tileattn" / family).glob("*.py"))
+    assert files
+    for path in files:
+        for part, *inner in imports(path):
+            assert part in {family, *FAMILIES[family]}, f"{path} imports {part}"
+            if part not in (family, "_common"):
+                assert not [name for name in inner if name.startswith("_")], f"{path}: {inner}"
+
+
 def test_reference_is_independent() -> None:
     """It is what kernels are checked against, so it shares no code with them."""
     for path in sorted((ROOT / "python/tileattn/reference").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                inside = node.level == 1 or (node.module or "").startswith("tileattn.reference")
-                assert inside or not (node.level or (node.module or "").startswith("tileattn")), (
-                    f"{path}:{node.lineno}"
-                )
-            elif isinstance(node, ast.Import):
-                assert not [a for a in node.names if a.name.startswith("tileattn")], path
+        assert {part for part, *_ in imports(path)} <= {"reference"}, path
 
 
 @pytest.mark.parametrize("folder", ["cpp", "cuda", "bindings", "python"])

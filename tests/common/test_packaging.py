@@ -6,6 +6,7 @@ nothing but torch's stable C shims, and the kernel libraries nothing of torch or
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
+import tileattn
 
 ROOT = Path(__file__).parents[2]
 STABLE_SHIM = re.compile(r"(aoti_torch|torch)_\w+$")
@@ -174,3 +177,16 @@ def test_an_install_shows_steps_and_the_first_error(
     for text in hidden:
         assert text not in done.stdout
     assert (tmp_path / "build/install.log").read_text() == said
+
+
+MODULES = """
+backend capabilities decays dense feature_maps linear linear_decode linear_variants local_linear
+neighborhood neighborhood_unfused nn planner reference testing wersa
+"""
+
+
+@pytest.mark.parametrize("name", MODULES.split())
+def test_modules_are_imported_from_the_package(name: str) -> None:
+    """Also those that stand in a family's folder."""
+    module = importlib.import_module(f"tileattn.{name}")
+    assert getattr(tileattn, name) is module
