@@ -5,20 +5,29 @@ One table, asked by dispatch, by the error texts, by the tests and by ``tileattn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from tileattn._common.library import LIBRARY_ERROR
+from tileattn._common.library import LIBRARY_ERROR, cuda_kernels
+
+
+def _largest_cuda_dim(op: str) -> float:
+    """Of the head dims that the CUDA kernels of ``op`` were built for; infinite without kernels.
+
+    Those lack everything, not a head dim.
+    """
+    return max((row["dim"] for row in cuda_kernels() if row["op"] == op), default=math.inf)
+
 
 MAX_HEAD_DIM = 256
-#: Of neighborhood attention on CUDA.
-CUDA_GRID_HEAD_DIM = 128
-MAX_CUDA_LINEAR_DIM = 128
-#: Of q and k, with taylor2 inside of the kernel.
-MAX_CUDA_TAYLOR2_DIM = 16
 HEAD_DIM_STEP = 8
+CUDA_GRID_HEAD_DIM = _largest_cuda_dim("neighborhood_forward")
+MAX_CUDA_LINEAR_DIM = _largest_cuda_dim("linear")
+#: Of q and k.
+MAX_CUDA_TAYLOR2_DIM = _largest_cuda_dim("linear_taylor2")
 KERNEL_BACKENDS = ("cuda", "cpu")
 
 _NO_DOUBLE = "kernels accumulate in float32"
@@ -26,7 +35,10 @@ _CUDA_FLOAT32 = "the CUDA kernels run on float16 and bfloat16 tensor cores"
 _HEAD_DIM = f"kernels are built for multiples of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}"
 _PACKED_BIAS = "a bias has no layout for packed sequences of different lengths"
 _SLOPES = "ALiBi slopes are constants of the model and are not differentiated"
-_GRID_HEAD_DIM = "with larger heads the kernels of grids do not fit into the registers"
+_GRID_DIM = (
+    f"with head dims above {CUDA_GRID_HEAD_DIM} the CUDA kernels of grids do not fit into the "
+    "registers"
+)
 _LINEAR_DIM = (
     f"the CUDA kernels of linear attention take multiples of {HEAD_DIM_STEP} up to "
     f"{MAX_CUDA_LINEAR_DIM}: the state of a head stays on chip"
@@ -55,9 +67,9 @@ _MISSING: dict[str, dict[str, str]] = {
     "linear attention": {},
     "linear attention, any head dim": {"cuda": _LINEAR_DIM},
     "taylor2 inside of the kernel": {"reference": _FEATURES},
-    f"taylor2, head dims above {MAX_CUDA_TAYLOR2_DIM}": {"cuda": _TAYLOR2_DIM},
+    "taylor2, large head dims": {"cuda": _TAYLOR2_DIM},
     "neighborhood attention": {},
-    f"neighborhood attention, head dims above {CUDA_GRID_HEAD_DIM}": {"cuda": _GRID_HEAD_DIM},
+    "neighborhood attention, large head dims": {"cuda": _GRID_DIM},
     "second derivatives": {"cuda": _SECOND, "cpu": _SECOND},
 }
 FEATURES = tuple(_MISSING)

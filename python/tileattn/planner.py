@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tileattn._common.checks import check_int, entries, wrong_type
+from tileattn._common.library import native
 from tileattn.neighborhood._checks import PerAxis, Spec, check_spec, per_axis
 
 
@@ -69,7 +70,7 @@ def flop_bound(
         RuntimeError: in an installation without the compiled planner.
     """
     grid, spec = _checked(grid, window, stride, dilation, causal)
-    bound: float = _native().flop_bound(grid, *spec[:4])
+    bound: float = _compiled().flop_bound(grid, *spec[:4])
     return bound
 
 
@@ -97,7 +98,7 @@ def count_tiles(
         per_axis(name, tile, len(grid), 1)
         for name, tile in (("query_tile", query_tile), ("key_tile", key_tile))
     )
-    return _plan(_native().count_tiles(grid, *spec[:4], *tiles))
+    return _plan(_compiled().count_tiles(grid, *spec[:4], *tiles))
 
 
 def rank_tiles(
@@ -121,7 +122,7 @@ def rank_tiles(
     """
     grid, spec = _checked(grid, window, stride, dilation, causal)
     sizes = check_int("queries", queries), check_int("keys", keys)
-    return [_plan(row) for row in _native().rank_tiles(grid, *spec[:4], *sizes)]
+    return [_plan(row) for row in _compiled().rank_tiles(grid, *spec[:4], *sizes)]
 
 
 def _checked(
@@ -144,9 +145,8 @@ def _plan(row: dict[str, Any]) -> TilePlan:
     return TilePlan(row["query_tile"], row["key_tile"], row["all"], row["visited"], row["full"])
 
 
-def _native() -> Any:
-    try:
-        from tileattn import _native  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise RuntimeError("the planner is compiled, and tileattn._native is not built") from error
-    return _native
+def _compiled() -> Any:
+    module = native()
+    if module is None:
+        raise RuntimeError("the planner is compiled, and tileattn._native is not built")
+    return module

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,12 @@ import torch
 from torch import Tensor
 
 import tileattn
-from tileattn import nn, use_backend
+from tileattn import capabilities, nn, use_backend
+from tileattn._common.library import cuda_kernels
 from tileattn.integrations import natten
+from tileattn.linear._checks import MAX_LINEAR_DIM
+
+ROOT = Path(__file__).parents[2]
 
 Call = Callable[..., Any]
 
@@ -151,3 +156,26 @@ def test_what_is_plain_pytorch_takes_any(dim: int) -> None:
         tileattn.linear_attention(x, x, x),
     ):
         assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("limit", "header", "name"),
+    [
+        (capabilities.MAX_HEAD_DIM, "cpp/cpu/common/blocks.h", "kMaxDim"),
+        (MAX_LINEAR_DIM, "cpp/include/tileattn/linear_attention.h", "kMaxLinearDim"),
+    ],
+)
+def test_limits_are_those_of_the_cpu_kernels(limit: int, header: str, name: str) -> None:
+    assert f"constexpr int {name} = {limit};" in (ROOT / header).read_text()
+
+
+@pytest.mark.skipif(not cuda_kernels(), reason="built without CUDA kernels")
+def test_limits_are_those_of_the_cuda_kernels() -> None:
+    """Each was found among the kernels that were built."""
+    for feature, dim in {
+        "neighborhood attention, large head dims": capabilities.CUDA_GRID_HEAD_DIM,
+        "linear attention, any head dim": capabilities.MAX_CUDA_LINEAR_DIM,
+        "taylor2, large head dims": capabilities.MAX_CUDA_TAYLOR2_DIM,
+    }.items():
+        assert dim < capabilities.MAX_HEAD_DIM
+        assert f" {dim}" in capabilities.why_not("cuda", feature)

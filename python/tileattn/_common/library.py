@@ -6,6 +6,8 @@ family defines. Without it everything still imports, and only ``backend="referen
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tileattn._common.paths import library_path
@@ -27,3 +29,19 @@ def load_library() -> str | None:
 
 #: Why the compiled kernels are absent; None where they are loaded.
 LIBRARY_ERROR = load_library()
+
+
+def native() -> Any | None:
+    """The module tileattn._native, or None where it was not built."""
+    try:
+        from tileattn import _native  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return _native
+
+
+def cuda_kernels() -> list[dict[str, Any]]:
+    """A row for each CUDA kernel that was built; see cuda/kernels.cmake."""
+    module = native()
+    rows: list[dict[str, Any]] = [] if module is None else module.cuda_kernels()
+    return rows

@@ -33,7 +33,7 @@ def tangent(
     primals: tuple[Tensor, Pair, Pair],
     tangents: tuple[Tensor | None, Tangents, Tangents],
     scale: float,
-    limit: int,
+    limit: float,
 ) -> tuple[Tensor, Tensor]:
     """out' and lse' of q, keys and values; ``limit`` is the kernels' of head dims.
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 import tileattn
 from tileattn import capabilities
+from tileattn._common.library import cuda_kernels
 from tileattn.cli import console, machine
 
 
@@ -47,9 +48,8 @@ def _facts() -> list[tuple[str, str]]:
 
 def _built_head_dims(*ops: str) -> str:
     """The head dims that kernels of ``ops`` were compiled for; others are padded to the next."""
-    native = machine.native()
     dims: dict[str, set[int]] = {}
-    for kernel in native.cuda_kernels() if native else ():
+    for kernel in cuda_kernels():
         if kernel["op"] in ops:
             dims.setdefault(kernel["dtype"], set()).add(kernel["dim"])
     built = (f"{dtype} {', '.join(map(str, sorted(found)))}" for dtype, found in dims.items())

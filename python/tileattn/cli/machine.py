@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import tileattn
+from tileattn._common.library import native
 
 #: Environment variables that hold tileattn, torch, MKL and oneDNN to an older instruction set.
 INSTRUCTION_SETS = (
@@ -29,15 +30,6 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def native() -> Any | None:
-    """The module tileattn._native, or None where it was not built."""
-    try:
-        from tileattn import _native  # type: ignore[attr-defined]
-    except ImportError:
-        return None
-    return _native
 
 
 def instruction_set() -> str:

@@ -257,8 +257,8 @@ def _attend(
         return out, lse
     capabilities.require(chosen, "neighborhood attention", "neighborhood attention")
     softmax.require_kernel(chosen, q, v)
-    limit, dim = capabilities.CUDA_GRID_HEAD_DIM, max(q.shape[-1], v.shape[-1])
-    if dim > limit:
-        feature = f"neighborhood attention, head dims above {limit}"
+    dim = max(q.shape[-1], v.shape[-1])
+    if dim > capabilities.CUDA_GRID_HEAD_DIM:
+        feature = "neighborhood attention, large head dims"
         capabilities.require(chosen, feature, f"neighborhood attention with head dim {dim}")
     return softmax.forward(FORWARD, tensors, *spec, factor, deterministic)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tileattn.cli import console, machine
+from tileattn._common import library
+from tileattn.cli import console
 from tileattn.cli.pictures import EMPTY, FULL, PARTIAL, import_pyplot
 
 
@@ -37,7 +38,7 @@ def show(
     """
     if context.invoked_subcommand is not None:
         return
-    native = machine.native()
+    native = library.native()
     if native is None:
         console.fail("pictures come from the C++ patterns, and tileattn._native is not built")
     left, right = window
