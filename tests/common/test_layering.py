@@ -95,7 +95,7 @@ def test_cuda_has_no_other_families() -> None:
 
 
 # Folders of python/tileattn, and the other parts of it that each may import.
-FAMILIES = {
+PYTHON_IMPORTS = {
     "_common": {"_native", "backend", "capabilities", "reference"},
     "dense": {"_common", "backend", "capabilities", "reference"},
     "neighborhood": {"_common", "backend", "capabilities", "reference"},
@@ -117,14 +117,14 @@ def imports(path: Path) -> Iterator[tuple[str, ...]]:
         yield from (name[1:] for name in names if name[0] == "tileattn")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PYTHON_IMPORTS)
 def test_families_do_not_reach_into_one_another(family: str) -> None:
     """What several need stands in _common; of another family only what is public is used."""
     files = sorted((ROOT / "python/tileattn" / family).glob("*.py"))
     assert files
     for path in files:
         for part, *inner in imports(path):
-            assert part in {family, *FAMILIES[family]}, f"{path} imports {part}"
+            assert part in {family, *PYTHON_IMPORTS[family]}, f"{path} imports {part}"
             if part not in (family, "_common"):
                 assert not [name for name in inner if name.startswith("_")], f"{path}: {inner}"
 
