@@ -12,7 +12,7 @@
 #include "planner.h"
 #include "tile_covers.h"
 #include "tileattn/attention.h"
-#include "tileattn/pattern/dispatch.h"
+#include "tileattn/pattern/catalogue.h"
 
 namespace nb = nanobind;
 
@@ -34,12 +34,7 @@ CoverArray tile_covers_array(int len_q, int len_k, int tile_q, int tile_k, int l
 }
 
 std::string pattern_name(int left, int right, int sink_tokens, bool causal) {
-  switch (kind_of({left, right, sink_tokens, causal})) {
-    case PatternKind::kDense: return "Dense";
-    case PatternKind::kCausal: return "Causal";
-    case PatternKind::kSlidingWindow: return "SlidingWindow";
-  }
-  throw std::logic_error("a pattern without a name");
+  return kPatternNames[static_cast<int>(kind_of({left, right, sink_tokens, causal}))];
 }
 
 /// One dict per row of the kernel table; none without CUDA kernels.

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "tileattn/pattern/dispatch.h"
+#include "tileattn/pattern/catalogue.h"
 
 namespace tileattn {
 
@@ -40,14 +40,12 @@ inline CoverGrid tile_covers(PatternSpec spec, int len_q, int len_k, Tiling tili
   grid.values.assign(grid.rows * grid.columns, static_cast<std::uint8_t>(Cover::kEmpty));
   dispatch_pattern(spec, [&](auto tag) {
     using Pattern = typename decltype(tag)::type;
-    Pattern pattern = Pattern::make(spec, len_q, len_k);
+    Pattern pattern = Pattern::make(spec, {0, 0, len_q, len_k});
     for (std::size_t row = 0; row < grid.rows; ++row) {
       int query_tile = static_cast<int>(row);
-      auto walk = pattern.keys_of(query_tile, tiling);
-      for (int n = 0; n < walk.size(); ++n) {
-        Cover cover = pattern.cover(query_tile, walk[n], tiling);
-        grid.values[row * grid.columns + walk[n]] = static_cast<std::uint8_t>(cover);
-      }
+      auto cursor = pattern.keys_of(query_tile, tiling);
+      for (Visit<int> visit; cursor.next(visit);)
+        grid.values[row * grid.columns + visit.tile] = static_cast<std::uint8_t>(visit.cover);
     }
   });
   return grid;

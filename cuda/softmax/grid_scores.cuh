@@ -21,14 +21,14 @@ class VisibleScores<Config, Neighborhood<3>, Modifiers::kAny> {
         bits_(*bits),
         window_(tiles.window(tiles.own(), Bits::row())) {}
 
-  CUTE_DEVICE void prepare(const GridTile& key_tile) const {
-    bits_.write(tiles_, key_tile, window_);
+  CUTE_DEVICE void prepare(const Visit<GridTile>& visit) const {
+    bits_.write(tiles_, visit.tile, window_);
   }
 
   CUTE_DEVICE constexpr bool natural() const { return false; }
 
   template <class Matrix>
-  CUTE_DEVICE float modify(Matrix&& products, const GridTile& /*key_tile*/) const {
+  CUTE_DEVICE float modify(Matrix&& products, const Visit<GridTile>&) const {
     // Only the sign of a scale that is not positive, and its size at once with the units: the
     // backward rounds once, too.
     if (!(problem_.scale > 0.0f)) {
@@ -80,7 +80,8 @@ class ScoreGradient<Config, Neighborhood<3>> {
 
   template <class Product>
   CUTE_DEVICE void operator()(Product& scores, Product& dp, const SharedRowStats<Config>& rows,
-                              const GridTile& /*query_tile*/, const GridTile& /*key_tile*/) const {
+                              const GridTile& /*query_tile*/, const GridTile& /*key_tile*/,
+                              Cover) const {
     RowStats<Config> stats(rows, false);
     SeenElements<Config> seen(bits_);
     if (seen.all()) plain_gradient(by_rows(scores), by_rows(dp), stats, problem_.scale, AllSeen{});

@@ -55,23 +55,44 @@ struct GridSlots {
 };
 
 /// The tiles to visit: those of the extra keys, then a box of boxes in one or more groups.
-class GridWalk {
+class GridCursor {
  public:
-  CUTE_DEVICE GridWalk(const GridSlots& slots, int extra_rows, Range groups, const Box<3>& tokens)
+  CUTE_DEVICE GridCursor(const GridSlots& slots, int extra_rows, Range groups, const Box<3>& tokens)
       : extra_(slots.extra), extra_rows_(extra_rows), first_group_(groups.begin) {
-    count_ = groups.size();
+    int boxes = groups.size();
     for (int a = 0; a < 3; ++a) {
       bits_[a] = slots.side.bits[a];
       begin_.at[a] = tokens.axis[a].begin >> bits_[a] << bits_[a];
       int along = ((tokens.axis[a].end - 1) >> bits_[a]) - (tokens.axis[a].begin >> bits_[a]) + 1;
       along_[a] = cutlass::FastDivmod(along);
-      count_ *= along;
+      boxes *= along;
     }
+    end_ = extra_ + boxes;
   }
 
-  CUTE_DEVICE int size() const { return extra_ + count_; }
+  using Tile = GridTile;
 
-  CUTE_DEVICE GridTile operator[](int n) const {
+  /// The next visit, if there is one. Covers are asked of the words.
+  CUTE_DEVICE bool next(Visit<GridTile>& visit) {
+    if (next_ == end_) return false;
+    visit = {tile(next_++), Cover::kPartial};
+    return true;
+  }
+
+  /// How many are left.
+  CUTE_DEVICE int size() const { return end_ - next_; }
+
+  /// Part `n` of `parts` that are about equally long.
+  CUTE_DEVICE GridCursor part(int n, int parts) const {
+    GridCursor some = *this;
+    const int share = tileattn::ceil_div(size(), parts);
+    some.next_ = imin(next_ + n * share, end_);
+    some.end_ = imin(some.next_ + share, end_);
+    return some;
+  }
+
+ private:
+  CUTE_DEVICE GridTile tile(int n) const {
     if (n < extra_) return {GridTile::kExtraKeys, {{0, 0, n * extra_rows_}}};
     GridTile tile;
     n -= extra_;
@@ -85,8 +106,8 @@ class GridWalk {
     return tile;
   }
 
- private:
-  int extra_, extra_rows_, first_group_, count_;
+  int extra_, extra_rows_, first_group_;
+  int next_ = 0, end_;
   int bits_[3];
   Coordinates<3> begin_;
   cutlass::FastDivmod along_[3];
@@ -148,7 +169,7 @@ class Tiles<Config, Neighborhood<3>> {
         pattern_(Neighborhood<3>::make(problem.neighborhood, group_)) {}
 
   CUTE_DEVICE static Tiles of_slot(const AttentionProblem& problem, const GridPlan& plan,
-                                   const Slots& slots, int slot) {
+                                   const Slots& slots, int slot, int /*head*/) {
     int entry = slot / slots.per_entry();
     return {problem, plan, entry, slots.tile(slot - entry * slots.per_entry(), Config::kKeys)};
   }
@@ -162,14 +183,14 @@ class Tiles<Config, Neighborhood<3>> {
   }
   CUTE_DEVICE bool attends() const { return exists(); }
 
-  CUTE_DEVICE GridWalk keys() const {
+  CUTE_DEVICE GridCursor keys() const {
     return {key_slots(problem_, plan_),
             Config::kKeys,
             {own_.group, own_.group + 1},
             pattern_.keys_of_any(tokens_of_own(plan_.queries))};
   }
   /// Extra keys meet the queries of all groups.
-  CUTE_DEVICE GridWalk queries() const {
+  CUTE_DEVICE GridCursor queries() const {
     auto slots = query_slots(problem_, plan_);
     const int* length = group_.length;
     if (own_.is_extra())

@@ -3,7 +3,7 @@
 
 #include "common/launch.cuh"
 #include "kernel_table.h"
-#include "tileattn/pattern/dispatch.h"
+#include "tileattn/pattern/catalogue.h"
 #include "tileattn/pattern/neighborhood.h"
 
 namespace tileattn::cuda {

@@ -131,10 +131,9 @@ class ScoreGradient {
   /// In place: scores becomes P, dp becomes dS.
   template <class Product>
   CUTE_DEVICE void operator()(Product& scores, Product& dp, const SharedRowStats<Config>& rows,
-                              int query_tile, int key_tile) {
+                              int query_tile, int key_tile, Cover cover) {
     RowStats<Config> stats(rows, scores_.modified());
-    bool full = pattern_.cover(query_tile, key_tile, Config::kTiling) == Cover::kFull;
-    if (full && !scores_.modified())
+    if (cover == Cover::kFull && !scores_.modified())
       plain_gradient(by_rows(scores), by_rows(dp), stats, problem_.scale, AllSeen{});
     else general(by_rows(scores), by_rows(dp), stats, query_tile, key_tile);
   }

@@ -35,19 +35,22 @@ class Tiles {
     return tileattn::ceil_div(problem.len_k, Config::kKeys);
   }
 
-  CUTE_DEVICE Tiles(const AttentionProblem& problem, const Sequence& sequence, Tile tile, int rows)
+  /// `head`: whose pattern it is, of the query heads.
+  CUTE_DEVICE Tiles(const AttentionProblem& problem, const Sequence& sequence, int head, Tile tile,
+                    int rows)
       : problem_(problem),
         sequence_(sequence),
-        pattern_(Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)),
+        pattern_(
+            Pattern::make(problem.pattern, {sequence.index, head, sequence.len_q, sequence.len_k})),
         tile_(tile),
         rows_(rows) {}
 
   /// The block owns the tile of `slot`.
   CUTE_DEVICE static Tiles of_slot(const AttentionProblem& problem, const GridPlan&,
-                                   const Slots& slots, int slot) {
+                                   const Slots& slots, int slot, int head) {
     Sequence sequence(problem, slots.owner(slot));
     int tile = slot - slots.first(sequence.index);
-    return {problem, sequence, tile, slots.tokens(sequence.index).size() - tile * slots.tile};
+    return {problem, sequence, head, tile, slots.tokens(sequence.index).size() - tile * slots.tile};
   }
 
   CUTE_DEVICE const Sequence& sequence() const { return sequence_; }

@@ -27,15 +27,16 @@ class VisibleScores {
   }
 
   /// Between barriers, before modify().
-  CUTE_DEVICE void prepare(int /*key_tile*/) const {}
+  CUTE_DEVICE void prepare(const Visit<int>&) const {}
 
   /// Whether scores become natural logits; else base-2 ones.
   CUTE_DEVICE bool natural() const { return !plain_; }
 
   /// Products become scores, -inf where hidden; returns what makes them logits.
   template <class Matrix>
-  CUTE_DEVICE float modify(Matrix&& products, int key_tile) const {
-    bool full = pattern_.cover(query_tile_, key_tile, Config::kTiling) == Cover::kFull;
+  CUTE_DEVICE float modify(Matrix&& products, const Visit<int>& visit) const {
+    const int key_tile = visit.tile;
+    const bool full = visit.cover == Cover::kFull;
     if (full && plain_) return problem_.scale * kLog2E;
     float derivative = 1.0f;  // the backward's matter
     if (!plain_)

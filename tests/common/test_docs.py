@@ -23,7 +23,7 @@ DRAWN = re.findall(
 # Stands in for the field that the guide tells the reader to add.
 PROGRAM = """
 #include <initializer_list>
-#include "tileattn/pattern/pattern.h"
+#include "tileattn/pattern/ranges.h"
 namespace tileattn {
 struct SpecWithField : PatternSpec { int block_size = 0; };
 #define PatternSpec SpecWithField
@@ -40,12 +40,13 @@ bool keeps_promises(const OwnBlock& p, Tiling t, int qt, int kt) {
       if (defined != p.visible(i, j)) return false;
       seen += defined;
     }
-  auto holds = [](TwoRuns walk, int tile) {
-    for (int n = 0; n < walk.size(); ++n)
-      if (walk[n] == tile) return true;
+  auto holds = [](auto cursor, int tile) {
+    for (Visit<int> visit; cursor.next(visit);)
+      if (visit.tile == tile) return true;
     return false;
   };
-  if (seen && !(holds(p.keys_of(qt, t), kt) && holds(p.queries_of(kt, t), qt))) return false;
+  if (holds(p.keys_of(qt, t), kt) != (seen > 0)) return false;
+  if (holds(p.queries_of(kt, t), qt) != (seen > 0)) return false;
   Cover cover = p.cover(qt, kt, t);
   if ((cover == Cover::kEmpty) != (seen == 0)) return false;
   return cover != Cover::kFull || seen == queries.size() * t.keys;
@@ -60,7 +61,7 @@ int main() {
         for (Tiling t : {Tiling{1, 1}, Tiling{2, 3}, Tiling{4, 2}}) {
           SpecWithField spec;
           spec.block_size = size;
-          OwnBlock p = OwnBlock::make(spec, len_q, len_k);
+          OwnBlock p = OwnBlock::make(spec, {0, 0, len_q, len_k});
           for (int qt = 0; qt < ceil_div(len_q, t.queries); ++qt)
             for (int kt = 0; kt < ceil_div(len_k, t.keys); ++kt)
               if (!keeps_promises(p, t, qt, kt)) return 1;

@@ -14,39 +14,39 @@
 namespace tileattn::cpu::TILEATTN_ISA {
 
 /// The index in lse and delta of row `r`.
-template <class Tiles>
-std::int64_t stat_index(const AttentionProblem& p, const Sequence& seq, const Tiles& tiles,
-                        const typename Tiles::Queries& queries, int r, int head) {
-  return (seq.row + tiles.token(queries, r)) * p.heads_q + head;
+template <class Tokens>
+std::int64_t stat_index(const AttentionProblem& p, const Sequence& seq, const Tokens& tokens,
+                        const typename Tokens::Queries& queries, int r, int head) {
+  return (seq.row + tokens.token(queries, r)) * p.heads_q + head;
 }
 
 /// A tile's rows of dq in one chunk.
-template <class Tiles>
-RowMajor dq_rows(const BackwardPlan& plan, const Tiles& tiles,
-                 const typename Tiles::Queries& queries, int chunk, int head) {
+template <class Tokens>
+RowMajor dq_rows(const BackwardPlan& plan, const Tokens& tokens,
+                 const typename Tokens::Queries& queries, int chunk, int head) {
   const AttentionProblem& p = *plan.problem;
   const DqChunks& dq = plan.dq;
   int dim = round_up(p.dim, kColumnGranule);
   std::int64_t row = (std::int64_t{chunk} * dq.heads + head - dq.first_head) * dq.rows +
-                     tiles.dq_row(queries) - dq.first_row;
+                     tokens.dq_row(queries) - dq.first_row;
   return {dq.data + row * dim, dim};
 }
 
 /// delta = rowsum(dout * out) - dlse, and dq starts at 0.
-template <class Tiles>
+template <class Tokens>
 void prepare_queries(const BackwardPlan& plan, Task task) {
   const AttentionBackward& p = *plan.problem;
-  const Tiles tiles(p, *task.sequence);
-  const auto queries = tiles.queries(task.tile);
+  const Tokens tokens(p, *task.sequence);
+  const auto queries = tokens.queries(task.tile);
   for (int chunk = 0; chunk < plan.chunks; ++chunk) {
-    RowMajor dq = dq_rows(plan, tiles, queries, chunk, task.head);
+    RowMajor dq = dq_rows(plan, tokens, queries, chunk, task.head);
     fill(dq.data, queries.size() * dq.stride, 0.0f);
   }
   float a[kMaxDim], b[kMaxDim];
-  const auto out = tiles.rows(queries, p.out, task.head);
-  const auto dout = tiles.rows(queries, p.dout, task.head);
+  const auto out = tokens.rows(queries, p.out, task.head);
+  const auto dout = tokens.rows(queries, p.dout, task.head);
   for (int r = 0; r < queries.size(); ++r) {
-    const std::int64_t index = stat_index(p, *task.sequence, tiles, queries, r, task.head);
+    const std::int64_t index = stat_index(p, *task.sequence, tokens, queries, r, task.head);
     load_row(out.row(r), p.dtype, a, p.dim_v, 1.0f);
     if (p.out_low) add_low_parts(a, p.out_low + index * p.dim_v, p.dtype, p.dim_v);
     load_row(dout.row(r), p.dtype, b, p.dim_v, 1.0f);
@@ -59,17 +59,17 @@ void prepare_queries(const BackwardPlan& plan, Task task) {
   }
 }
 
-template <class Tiles>
+template <class Tokens>
 void store_dq(const BackwardPlan& plan, Task task) {
   const AttentionBackward& p = *plan.problem;
-  const Tiles tiles(p, *task.sequence);
-  const auto queries = tiles.queries(task.tile);
-  const auto to = tiles.rows(queries, p.dq, task.head);
+  const Tokens tokens(p, *task.sequence);
+  const auto queries = tokens.queries(task.tile);
+  const auto to = tokens.rows(queries, p.dq, task.head);
   const RowWriter writer(p.dtype, result_size(p));
   for (int r = 0; r < queries.size(); ++r) {
     float sum[kMaxDim] = {};
     for (int chunk = 0; chunk < plan.chunks; ++chunk) {
-      const float* dq = part(dq_rows(plan, tiles, queries, chunk, task.head), r).data;
+      const float* dq = part(dq_rows(plan, tokens, queries, chunk, task.head), r).data;
       for (int d = 0; d < p.dim; ++d) sum[d] += dq[d];
     }
     writer.write(sum, to.row(r), p.dim, p.scale);
@@ -117,13 +117,13 @@ struct BackwardTile {
   }
 };
 
-template <class Operands, class Tiles>
-void load_keys(const AttentionProblem& p, const Tiles& tiles, const typename Tiles::Keys& keys,
+template <class Operands, class Tokens>
+void load_keys(const AttentionProblem& p, const Tokens& tokens, const typename Tokens::Keys& keys,
                int kv_head, const BackwardTile<Operands>& tile) {
   for (int panel = 0; panel < keys.panels(); ++panel) {
     int count = keys.count(panel), first = panel * kPanel;
-    auto k = tiles.rows(keys, panel, p.k, p.extra_k, kv_head);
-    auto v = tiles.rows(keys, panel, p.v, p.extra_v, kv_head);
+    auto k = tokens.rows(keys, panel, p.k, p.extra_k, kv_head);
+    auto v = tokens.rows(keys, panel, p.v, p.extra_v, kv_head);
     Operands::load_panel(k, count, p.dim, tile.k_panels + first * elements<Operands>(p.dim));
     Operands::load_panel(v, count, p.dim_v, tile.v_panels + first * elements<Operands>(p.dim_v));
     Operands::load_b(k, count, p.dim, part(tile.k, elements<Operands>(first)));
@@ -133,11 +133,11 @@ void load_keys(const AttentionProblem& p, const Tiles& tiles, const typename Til
   fill(tile.dv.data, rows * tile.dv.stride, 0.0f);
 }
 
-template <class Operands, class Tiles>
-void load_queries(const AttentionBackward& p, const Tiles& tiles,
-                  const typename Tiles::Queries& queries, int head,
+template <class Operands, class Tokens>
+void load_queries(const AttentionBackward& p, const Tokens& tokens,
+                  const typename Tokens::Queries& queries, int head,
                   const BackwardTile<Operands>& tile) {
-  const auto q = tiles.rows(queries, p.q, head), dout = tiles.rows(queries, p.dout, head);
+  const auto q = tokens.rows(queries, p.q, head), dout = tokens.rows(queries, p.dout, head);
   Operands::load_a(q, queries.size(), p.dim, p.scale, tile.q);
   Operands::load_a(dout, queries.size(), p.dim_v, 1.0f, tile.dout);
   if constexpr (!Operands::kOneLayout) {
@@ -190,13 +190,14 @@ void differentiate_row(const AttentionBackward& p, const Sequence& seq, int head
 template <class Operands, class Tiles>
 void backward_tile(const BackwardPlan& plan, const Sequence& seq, int chunk, int head,
                    const Tiles& tiles, const typename Tiles::Queries& queries,
-                   const typename Tiles::Keys& keys, const BackwardTile<Operands>& tile,
-                   bool keys_finite) {
+                   const typename Tiles::Keys& keys, Cover whole,
+                   const BackwardTile<Operands>& tile, bool keys_finite) {
   using Element = typename Operands::Element;
   constexpr auto count = elements<Operands>;
   const AttentionBackward& p = *plan.problem;
   const int rows = queries.size();
-  const Visibility<Tiles> visibility(tiles, queries, keys);
+  const typename Tiles::View view(tiles, queries);
+  const Visibility<Tiles> visibility(view, queries, keys, whole);
   const Scores scores = Scores::make(p, seq, head, Operands::kScalesQ ? 1.0f : p.scale);
   const RowScores<Tiles> row_scores{scores, queries, keys};
   load_queries(p, tiles, queries, head, tile);
@@ -255,7 +256,7 @@ void backward_keys(const BackwardPlan& plan, const Sequence* sequences, int coun
   const AttentionBackward& p = *plan.problem;
   const BackwardTile<Operands> tile(p, scratch);
   const int group = p.heads_q / p.heads_kv;
-  const Tiles first(p, *sequences);
+  const typename Tiles::Tokens first(p, *sequences);
   const auto keys = first.keys(key_tile);
   load_keys(p, first, keys, kv_head, tile);
   bool keys_finite = true;
@@ -265,12 +266,13 @@ void backward_keys(const BackwardPlan& plan, const Sequence* sequences, int coun
                                      elements<Operands>(keys.count(panel)), tile.dk.stride);
   for (int n = 0; n < count; ++n) {
     const Sequence& seq = sequences[n];
-    const Tiles tiles(p, seq);
-    const auto walk = tiles.queries_of(key_tile);
-    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
-      for (int w = 0; w < walk.size(); ++w)
-        backward_tile(plan, seq, chunk, head, tiles, tiles.queries(walk[w]), keys, tile,
-                      keys_finite);
+    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      const Tiles tiles(p, seq, head);
+      auto cursor = tiles.queries_of(key_tile);
+      for (Visit<int> visit; cursor.next(visit);)
+        backward_tile(plan, seq, chunk, head, tiles, tiles.queries(visit.tile), keys, visit.cover,
+                      tile, keys_finite);
+    }
   }
   const RowWriter writer(p.dtype, result_size(p));
   for (int panel = 0; panel < keys.panels(); ++panel) {
@@ -304,9 +306,9 @@ void backward_head(const BackwardPlan& plan, Task task, float* scratch) {
     for (int head = task.head * group; head < (task.head + 1) * group; ++head)
       for (int tile = 0; tile < seq.query_tiles; ++tile) work(own, Task{&seq, head, tile});
   };
-  for_each_tile(prepare_queries<Tiles>);
+  for_each_tile(prepare_queries<typename Tiles::Tokens>);
   backward<Operands, Tiles>(own, {&seq, task.head, 0}, scratch);
-  for_each_tile(store_dq<Tiles>);
+  for_each_tile(store_dq<typename Tiles::Tokens>);
 }
 
 /// Every part of a batch entry's grid sees its extra keys.

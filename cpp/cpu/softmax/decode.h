@@ -131,8 +131,9 @@ class FewQueries {
   FewQueries(const AttentionForward& p, Task task, int heads, float* scratch)
       : p_(p),
         seq_(*task.sequence),
-        tiles_(p, seq_),
+        tiles_(p, seq_, task.head * (p.heads_q / p.heads_kv)),
         queries_(tiles_.queries(0)),
+        view_(tiles_, queries_),
         first_(task.head),
         heads_(heads),
         group_(p.heads_q / p.heads_kv) {
@@ -158,10 +159,10 @@ class FewQueries {
     fill(out_.data, rows() * out_.stride, 0.0f);
     for (int row = 0; row < rows(); ++row)
       softmax_.begin(row, p_.sinks ? p_.sinks[head_of(row)] : -kInfinity);
-    const auto walk = tiles_.keys_of(queries_.tile);
-    for (int n = 0; n < walk.size(); ++n)
-      if (has_one_query_each()) absorb<true>(tiles_.visited(walk, n), finite);
-      else absorb<false>(tiles_.visited(walk, n), finite);
+    view_.for_each_keys([&](const typename Tiles::Keys& keys, Cover whole) {
+      if (has_one_query_each()) absorb<true>(keys, whole, finite);
+      else absorb<false>(keys, whole, finite);
+    });
     return all_finite<float>(out_, rows(), static_cast<int>(out_.stride));
   }
 
@@ -184,8 +185,8 @@ class FewQueries {
 
   /// kOneEach: has_one_query_each(). Apart, since together the compiler runs out of registers.
   template <bool kOneEach>
-  void absorb(const typename Tiles::Keys& keys, bool finite) {
-    const Visibility<Tiles> visibility(tiles_, queries_, keys);
+  void absorb(const typename Tiles::Keys& keys, Cover whole, bool finite) {
+    const Visibility<Tiles> visibility(view_, queries_, keys, whole);
     const Range columns = visibility.columns_of(0);
     if (columns.size() == 0) return;
     if constexpr (kOneEach) multiply_token_by_token(visibility, keys);
@@ -301,6 +302,7 @@ class FewQueries {
   const Sequence& seq_;
   const Tiles tiles_;
   const typename Tiles::Queries queries_;
+  const typename Tiles::View view_;
   const int first_, heads_, group_;
   RowMajor q_, s_, out_;
   float* strip_;

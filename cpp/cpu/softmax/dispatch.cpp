@@ -9,7 +9,6 @@
 #include "cpu/softmax/plan.h"
 #include "cpu/softmax/sequences.h"
 #include "tileattn/attention.h"
-#include "tileattn/pattern/dispatch.h"
 #include "tileattn/planner.h"
 
 namespace tileattn::cpu {
@@ -65,8 +64,8 @@ void check(const AttentionProblem& p) {
 
 const PatternKernels& kernels_for(const AttentionProblem& p) {
   const Variant& variant = variant_for(p.dtype);
-  if (p.neighborhood.rank > 0) return variant.on_a_grid;
-  return variant.in_a_row[static_cast<int>(kind_of(p.pattern))];
+  if (p.neighborhood.rank > 0) return variant.on_grids;
+  return variant.in_sequences[static_cast<int>(kind_of(p.pattern))];
 }
 
 /// One task for each sequence, head and tile; a head's tiles follow each other.

@@ -28,13 +28,13 @@ struct PackedKeys {
   }
 };
 
-template <class Operands, class Tiles>
-void pack_panel(const AttentionForward& p, const Tiles& tiles, int kv_head, int panel,
+template <class Operands, class Tokens>
+void pack_panel(const AttentionForward& p, const Tokens& tokens, int kv_head, int panel,
                 const PackedKeys<Operands>& packed) {
-  const auto keys = tiles.panel(panel);
-  Operands::load_panel(tiles.rows(keys, 0, p.k, p.extra_k, kv_head), keys.count(0), p.dim,
+  const auto keys = tokens.panel(panel);
+  Operands::load_panel(tokens.rows(keys, 0, p.k, p.extra_k, kv_head), keys.count(0), p.dim,
                        packed.k_panel(panel));
-  Operands::load_b(tiles.rows(keys, 0, p.v, p.extra_v, kv_head), keys.count(0), p.dim_v,
+  Operands::load_b(tokens.rows(keys, 0, p.v, p.extra_v, kv_head), keys.count(0), p.dim_v,
                    packed.v_panel(panel));
 }
 
@@ -121,16 +121,15 @@ void forward_tile(const AttentionForward& p, const Sequence& seq, int head, cons
   bool is_first[kGroupsPerTile];
   for (bool& first : is_first) first = true;
   OnlineSoftmax softmax(rows, p.sinks ? p.sinks[head] : -kInfinity);
-  const auto walk = tiles.keys_of(queries.tile);
-  for (int n = 0; n < walk.size(); ++n) {
-    const auto keys = tiles.visited(walk, n);
-    const Visibility<Tiles> visibility(tiles, queries, keys);
+  const typename Tiles::View view(tiles, queries);
+  view.for_each_keys([&](const typename Tiles::Keys& keys, Cover whole) {
+    const Visibility<Tiles> visibility(view, queries, keys, whole);
     const RowScores<Tiles> row_scores{scores, queries, keys};
     compute_scores(tile, packed, keys, visibility, ahead);
     for (int group = 0; group < visibility.groups(); ++group)
       absorb_group(tile, group, {group * kGroup, imin((group + 1) * kGroup, rows)}, packed,
                    visibility, softmax, row_scores, finite, is_first[group], ahead);
-  }
+  });
   for (int group = 0; group * kGroup < rows; ++group)
     if (is_first[group])  // these rows see no key
       fill(part(tile.out, group * kGroup).data, kGroup * dim_v, 0.0f);
@@ -139,30 +138,30 @@ void forward_tile(const AttentionForward& p, const Sequence& seq, int head, cons
   store_forward(p, seq, head, tiles, queries, tile, softmax);
 }
 
-template <class Operands, class Tiles>
+template <class Operands, class Tokens>
 void pack_panel(const AttentionForward& p, Task task, PackedHead packed) {
-  pack_panel(p, Tiles(p, *task.sequence), task.head, task.tile, PackedKeys<Operands>(p, packed));
+  pack_panel(p, Tokens(p, *task.sequence), task.head, task.tile, PackedKeys<Operands>(p, packed));
 }
 
 template <class Operands, class Tiles>
 void forward(const AttentionForward& p, Task task, PackedHead packed, float* scratch) {
-  const Tiles tiles(p, *task.sequence);
+  const Tiles tiles(p, *task.sequence, task.head);
   forward_tile(p, *task.sequence, task.head, tiles, tiles.queries(task.tile),
                PackedKeys<Operands>(p, packed), scratch, nullptr);
 }
 
-template <class Tiles>
-void ask_for_queries(const AttentionForward& p, const Tiles& tiles,
-                     const typename Tiles::Queries& queries, int head, Prefetches& ahead) {
-  ahead.ask(tiles.rows(queries, p.q, head), queries.size(), p.dim);
+template <class Tokens>
+void ask_for_queries(const AttentionForward& p, const Tokens& tokens,
+                     const typename Tokens::Queries& queries, int head, Prefetches& ahead) {
+  ahead.ask(tokens.rows(queries, p.q, head), queries.size(), p.dim);
 }
 
-template <class Tiles>
-void ask_for_panel(const AttentionForward& p, const Tiles& tiles, int kv_head, int panel,
+template <class Tokens>
+void ask_for_panel(const AttentionForward& p, const Tokens& tokens, int kv_head, int panel,
                    Prefetches& ahead) {
-  const auto keys = tiles.panel(panel);
-  ahead.ask(tiles.rows(keys, 0, p.k, p.extra_k, kv_head), keys.count(0), p.dim);
-  ahead.ask(tiles.rows(keys, 0, p.v, p.extra_v, kv_head), keys.count(0), p.dim_v);
+  const auto keys = tokens.panel(panel);
+  ahead.ask(tokens.rows(keys, 0, p.k, p.extra_k, kv_head), keys.count(0), p.dim);
+  ahead.ask(tokens.rows(keys, 0, p.v, p.extra_v, kv_head), keys.count(0), p.dim_v);
 }
 
 /// A task packs the keys and values of a key head for itself and walks all its queries. On the
@@ -173,25 +172,26 @@ void forward_head(const AttentionForward& p, Task task, Task next, PackedHead me
   const PackedKeys<Operands> packed(p, memory);
   const Sequence &seq = *task.sequence, &next_seq = *next.sequence;
   if (seq.len_q == 0) return;
-  const Tiles tiles(p, seq), next_tiles(p, next_seq);
-  for (int panel = 0; panel < seq.panels; ++panel) pack_panel(p, tiles, task.head, panel, packed);
+  const typename Tiles::Tokens tokens(p, seq), next_tokens(p, next_seq);
+  for (int panel = 0; panel < seq.panels; ++panel) pack_panel(p, tokens, task.head, panel, packed);
 
   const int group = p.heads_q / p.heads_kv, first_head = task.head * group;
   const std::int64_t steps = std::int64_t{seq.query_tiles} * group;
   std::int64_t asked = 0;
   Prefetches ahead;
-  auto queries = tiles.queries(0);
+  auto queries = tokens.queries(0);
   for (int tile = 0; tile < seq.query_tiles; ++tile) {
     const bool is_last = tile + 1 == seq.query_tiles;
-    const auto next_queries = is_last ? queries : tiles.queries(tile + 1);
+    const auto next_queries = is_last ? queries : tokens.queries(tile + 1);
     for (int h = 0; h < group; ++h) {
       for (; asked * steps < (std::int64_t{tile} * group + h + 1) * next_seq.panels; ++asked)
-        ask_for_panel(p, next_tiles, next.head, static_cast<int>(asked), ahead);
-      if (h + 1 < group) ask_for_queries(p, tiles, queries, first_head + h + 1, ahead);
-      else if (!is_last) ask_for_queries(p, tiles, next_queries, first_head, ahead);
+        ask_for_panel(p, next_tokens, next.head, static_cast<int>(asked), ahead);
+      if (h + 1 < group) ask_for_queries(p, tokens, queries, first_head + h + 1, ahead);
+      else if (!is_last) ask_for_queries(p, tokens, next_queries, first_head, ahead);
       else if (next_seq.len_q > 0)
-        ask_for_queries(p, next_tiles, next_tiles.queries(0), next.head * group, ahead);
-      forward_tile(p, seq, first_head + h, tiles, queries, packed, scratch, &ahead);
+        ask_for_queries(p, next_tokens, next_tokens.queries(0), next.head * group, ahead);
+      forward_tile(p, seq, first_head + h, Tiles(p, seq, first_head + h), queries, packed, scratch,
+                   &ahead);
     }
     queries = next_queries;
   }

@@ -1,225 +1,103 @@
-// A part of a grid, cut into tiles that are boxes: the counterpart of
-// sequence_tiles.h. Grids of one or two axes have first axes of length 1.
+// Tokens on a grid and their neighborhoods: the counterpart of sequence_tiles.h.
 #pragma once
 
-#include "cpu/common/pack.h"
-#include "cpu/softmax/plan.h"
-#include "tileattn/pattern/neighborhood.h"
+#include "cpu/softmax/grid_tokens.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
-class TilesOfGrid {
+class GridTiles : public GridTokens {
  public:
-  static constexpr bool kOnAGrid = true;
+  using Tokens = GridTokens;
 
-  TilesOfGrid(const AttentionProblem& problem, const Sequence& sequence)
-      : problem_(problem),
-        seq_(sequence),
-        part_(sequence.part),
-        pattern_(Neighborhood<3>::make(problem.neighborhood, part_)) {
-    const GridCut& cut = *sequence.cut;
-    for (int a = 0; a < 3; ++a) {
-      query_grid_.length[a] = panel_grid_.length[a] = key_grid_.length[a] = part_.length[a];
-      query_grid_.box[a] = cut.query_box[a];
-      panel_grid_.box[a] = cut.panel_box[a];
-      key_grid_.box[a] = cut.panel_box[a] * cut.panels_per_tile[a];
-    }
-    const auto& axis = problem.neighborhood.axis;
-    numbers_ = TokenMap<3>::make(
-        problem.neighborhood, part_,
-        {std::int64_t{axis[1].length} * axis[2].length, std::int64_t{axis[2].length}, 1});
+  GridTiles(const AttentionProblem& problem, const Sequence& sequence, int /*head*/)
+      : Tokens(problem, sequence),
+        pattern_(Neighborhood<3>::make(problem.neighborhood, sequence.part)) {}
+
+  /// The query tiles that see something of a key tile; extra keys are seen by all.
+  auto queries_of(int key_tile) const {
+    if (key_tile >= seq_.extra_tiles)
+      return BoxCursor(pattern_.queries_of(key_tile - seq_.extra_tiles, {query_grid_, key_grid_}));
+    const int* length = part_.length;
+    return BoxCursor(query_grid_.touched_by({{{0, length[0]}, {0, length[1]}, {0, length[2]}}}));
   }
 
-  /// A query tile, and what its queries see.
-  struct Queries {
-    int tile;
-    Box<3> box;
-    int rows;
-    std::int64_t token[kTile.queries];   // of each row, among those of a batch entry
-    std::uint8_t at[kTile.queries][3];   // its place in the box
-    Range windows[3][kTile.queries];     // of each position of the box along an axis
-    Box<3> keys_of_any[kGroupsPerTile];  // what some row of a group sees
-    Box<3> keys_of_all[kGroupsPerTile];  // and what every row sees
-    int size() const { return rows; }
-    Box<3> keys(int r) const {
-      return {{windows[0][at[r][0]], windows[1][at[r][1]], windows[2][at[r][2]]}};
+  /// What a query tile sees.
+  class View {
+   public:
+    View(const GridTiles& tiles, const Queries& queries) : tiles_(tiles), queries_(queries) {
+      for (int a = 0; a < 3; ++a)
+        for (int i = 0; i < queries.box.axis[a].size(); ++i)
+          windows_[a][i] = tiles.pattern_.axis[a].keys_of(queries.box.axis[a].begin + i);
+      for (int group = 0; group * kGroup < queries.rows; ++group) join_windows(group);
     }
-  };
 
-  Queries queries(int tile) const {
-    Queries made;
-    made.tile = tile;
-    made.box = query_grid_[tile];
-    made.rows = made.box.size();
-    for (int a = 0; a < 3; ++a)
-      for (int i = 0; i < made.box.axis[a].size(); ++i)
-        made.windows[a][i] = pattern_.axis[a].keys_of(made.box.axis[a].begin + i);
-    for_each_run(made.box, [&](int row, const Coordinates<3>& token) {
-      const std::int64_t number = numbers_(token);
-      for (int i = 0; i < made.box.axis[2].size(); ++i) {
-        made.token[row + i] = number + i * numbers_.step[2];
-        for (int a = 0; a < 2; ++a) made.at[row + i][a] = token.at[a] - made.box.axis[a].begin;
-        made.at[row + i][2] = i;
-      }
-    });
-    for (int group = 0; group * kGroup < made.rows; ++group) {
-      const auto& first = made.at[group * kGroup];
-      const auto& last = made.at[imin((group + 1) * kGroup, made.rows) - 1];
+    /// The extra keys, then the panels around the tile, as many at a time as fit, so that the
+    /// softmax takes few steps. Covers are asked of the blocks.
+    template <class Visitor>
+    void for_each_keys(Visitor visitor) const {
+      for (int tile = 0; tile < tiles_.seq_.extra_tiles; ++tile)
+        visitor(tiles_.extra_keys(tile), Cover::kPartial);
+      const BoxWalk<3> near =
+          tiles_.pattern_.keys_of(queries_.tile, {tiles_.query_grid_, tiles_.panel_grid_});
+      for (int n = 0; n < near.size(); n += kPanelsPerTile)
+        visitor(tiles_.some_of(near, n), Cover::kPartial);
+    }
+    Cover cover(int group, const Keys& keys, int panel) const {
+      const int count = keys.count(panel);
+      // Columns up to the next panel's must be hidden, or be none.
+      const int columns = panel + 1 < keys.size ? kPanel : round_up(count, kColumnGranule);
+      const bool whole = count == columns;
+      if (keys.extra) return whole ? Cover::kFull : Cover::kPartial;
+      const Box<3>& box = keys.bits[panel].box;
+      if (!keys_of_any_[group].meets(box)) return Cover::kEmpty;
+      return whole && keys_of_all_[group].contains(box) ? Cover::kFull : Cover::kPartial;
+    }
+    std::uint64_t seen(int r, const Keys& keys, int panel) const {
+      const BoxBits<3>& bits = keys.bits[panel];
+      const auto& at = queries_.at[r];
+      return keys.extra
+                 ? bits.all()
+                 : bits.within({{windows_[0][at[0]], windows_[1][at[1]], windows_[2][at[2]]}});
+    }
+
+   private:
+    void join_windows(int group) {
+      const auto& first = queries_.at[group * kGroup];
+      const auto& last = queries_.at[imin((group + 1) * kGroup, queries_.rows) - 1];
       bool wraps = false;  // the rows take in the box's whole length on this axis
       for (int a = 0; a < 3; ++a) {
-        const Range* windows = made.windows[a];
-        const Range low = windows[wraps ? 0 : first[a]];
-        const Range high = windows[wraps ? made.box.axis[a].size() - 1 : last[a]];
-        made.keys_of_any[group].axis[a] = {low.begin, high.end};
-        made.keys_of_all[group].axis[a] = {high.begin, low.end};
+        const Range low = windows_[a][wraps ? 0 : first[a]];
+        const Range high = windows_[a][wraps ? queries_.box.axis[a].size() - 1 : last[a]];
+        keys_of_any_[group].axis[a] = {low.begin, high.end};
+        keys_of_all_[group].axis[a] = {high.begin, low.end};
         wraps = wraps || first[a] != last[a];
       }
     }
-    return made;
-  }
-  std::int64_t token(const Queries& queries, int r) const { return queries.token[r]; }
-  std::int64_t dq_row(const Queries& queries) const {
-    return seq_.dq_row + std::int64_t{queries.tile} * query_grid_.rows();
-  }
 
-  /// Panels of keys: those of a key tile, or some that a query tile visits. Extra keys stand
-  /// on a last axis of their own and are seen by every query.
-  struct Keys {
-    int size = 0;  // panels
-    bool extra = false;
-    int packed[kPanelsPerTile];       // each panel's number among the packed ones
-    BoxBits<3> bits[kPanelsPerTile];  // and its tokens
-    int panels() const { return size; }
-    int count(int panel) const { return bits[panel].box.size(); }
-    int packed_panel(int panel) const { return packed[panel]; }
+    const GridTiles& tiles_;
+    const Queries& queries_;
+    Range windows_[3][kTile.queries];     // of each position of the box along an axis
+    Box<3> keys_of_any_[kGroupsPerTile];  // what some row of a group sees
+    Box<3> keys_of_all_[kGroupsPerTile];  // and what every row sees
   };
-
-  /// A key tile: the owner of a piece of dk and dv.
-  Keys keys(int tile) const {
-    if (tile < seq_.extra_tiles) return extra_keys(tile);
-    return some_of(panel_grid_.touched_by(key_grid_[tile - seq_.extra_tiles]), 0);
-  }
-  BoxWalk<3> queries_of(int key_tile) const {
-    if (key_tile >= seq_.extra_tiles)
-      return pattern_.queries_of(key_tile - seq_.extra_tiles, {query_grid_, key_grid_});
-    const int* length = part_.length;
-    return query_grid_.touched_by({{{0, length[0]}, {0, length[1]}, {0, length[2]}}});
-  }
-
-  /// What a query tile visits: the extra keys, then the panels around it, as many at a time as
-  /// fit, so that the softmax takes few steps.
-  struct KeyWalk {
-    int extra_tiles;
-    BoxWalk<3> near;
-    int size() const { return extra_tiles + ceil_div(near.size(), kPanelsPerTile); }
-  };
-  KeyWalk keys_of(int query_tile) const {
-    return {seq_.extra_tiles, pattern_.keys_of(query_tile, {query_grid_, panel_grid_})};
-  }
-  Keys visited(const KeyWalk& walk, int n) const {
-    if (n < walk.extra_tiles) return extra_keys(n);
-    return some_of(walk.near, (n - walk.extra_tiles) * kPanelsPerTile);
-  }
-
-  /// Panel number `packed` alone.
-  Keys panel(int packed) const {
-    Keys made;
-    made.extra = packed < seq_.extra_panels;
-    if (made.extra) add_extra_panel(made, packed);
-    else add_panel(made, packed - seq_.extra_panels);
-    return made;
-  }
-
-  template <class Void>
-  auto rows(const Queries& queries, const BasicTensorRef<Void>& x, int head) const {
-    return rows_of_box(queries.box, x, head);
-  }
-  template <class Void>
-  auto rows(const Keys& keys, int panel, const BasicTensorRef<Void>& x,
-            const BasicTensorRef<Void>& extra, int head) const {
-    const Box<3>& box = keys.bits[panel].box;
-    if (!keys.extra) return rows_of_box(box, x, head);
-    return rows_at(box, extra, head, {0, {0, 0, extra.token_stride}});
-  }
-  Cover cover(const Queries&, const Keys&) const { return Cover::kPartial; }  // ask the blocks
-
-  Cover cover(const Queries& queries, int group, const Keys& keys, int panel) const {
-    const int count = keys.count(panel);
-    // Columns up to the next panel's must be hidden, or be none.
-    const int columns = panel + 1 < keys.size ? kPanel : round_up(count, kColumnGranule);
-    const bool whole = count == columns;
-    if (keys.extra) return whole ? Cover::kFull : Cover::kPartial;
-    const Box<3>& box = keys.bits[panel].box;
-    if (!queries.keys_of_any[group].meets(box)) return Cover::kEmpty;
-    return whole && queries.keys_of_all[group].contains(box) ? Cover::kFull : Cover::kPartial;
-  }
-
-  void hide(const Queries& queries, int r, const Keys& keys, int panel, int columns, float* s,
-            float value) const {
-    const BoxBits<3>& bits = keys.bits[panel];
-    const std::uint64_t seen = keys.extra ? bits.all() : bits.within(queries.keys(r));
-    BitVec lane;
-    for (int i = 0; i < kWidth; ++i) lane[i] = 1u << i;
-    const Vec hidden = broadcast(value);
-    for (int j = 0; j < columns; j += kWidth) {
-      BitVec word = static_cast<std::uint32_t>(seen >> j) - BitVec{};
-      store(s + j, (word & lane) != 0 ? load(s + j) : hidden);
-    }
-  }
 
  private:
-  /// As many panels of the walk as fit, from number `first` on.
-  Keys some_of(const BoxWalk<3>& panels, int first) const {
-    Keys made;
-    const int end = imin(first + kPanelsPerTile, panels.size());
-    for (int n = first; n < end; ++n) add_panel(made, panels[n]);
-    return made;
-  }
-  void add_panel(Keys& keys, int panel) const {
-    keys.packed[keys.size] = seq_.extra_panels + panel;
-    keys.bits[keys.size++] = BoxBits<3>::make(panel_grid_[panel]);
-  }
-  void add_extra_panel(Keys& keys, int panel) const {
-    keys.packed[keys.size] = panel;
-    keys.bits[keys.size++] =
-        BoxBits<3>::make({{{0, 1}, {0, 1}, tokens_of(panel, kPanel, problem_.extra_keys)}});
-  }
-  Keys extra_keys(int tile) const {
-    Keys made;
-    made.extra = true;
-    const int first = tile * kPanelsPerTile;
-    const int end = imin(first + kPanelsPerTile, seq_.extra_panels);
-    for (int panel = first; panel < end; ++panel) add_extra_panel(made, panel);
-    return made;
-  }
+  /// Visits the boxes of a walk.
+  class BoxCursor {
+   public:
+    explicit BoxCursor(const BoxWalk<3>& boxes) : boxes_(boxes) {}
+    bool next(Visit<int>& visit) {
+      if (next_ == boxes_.size()) return false;
+      visit = {boxes_[next_++], Cover::kPartial};
+      return true;
+    }
 
-  template <class Void>
-  auto rows_of_box(const Box<3>& box, const BasicTensorRef<Void>& x, int head) const {
-    const std::int64_t strides[3] = {x.outer_stride[0], x.outer_stride[1], x.token_stride};
-    return rows_at(box, x, head, TokenMap<3>::make(problem_.neighborhood, part_, strides));
-  }
+   private:
+    BoxWalk<3> boxes_;
+    int next_ = 0;
+  };
 
-  template <class Void>
-  auto rows_at(const Box<3>& box, const BasicTensorRef<Void>& x, int head,
-               const TokenMap<3>& map) const {
-    const std::int64_t size = bytes_of(problem_.dtype);
-    auto* data = bytes(x.data) + (seq_.batch * x.batch_stride + head * x.head_stride) * size;
-    RowsOfBox<std::remove_pointer_t<decltype(data)>> rows;
-    rows.dtype = problem_.dtype;
-    for_each_run(box, [&](int row, const Coordinates<3>& token) {
-      auto* first = data + map(token) * size;
-      for (int i = 0; i < box.axis[2].size(); ++i)
-        rows.token[row + i] = first + i * map.step[2] * size;
-    });
-    return rows;
-  }
-
-  const AttentionProblem& problem_;
-  const Sequence& seq_;
-  const DilationGroup<3>& part_;
   Neighborhood<3> pattern_;
-  BoxGrid<3> query_grid_, panel_grid_, key_grid_;
-  TokenMap<3> numbers_;  // of the tokens of a batch entry
 };
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

@@ -11,7 +11,6 @@
 #endif
 #include "cpu/softmax/grid_tiles.h"
 #include "cpu/softmax/sequence_tiles.h"
-#include "tileattn/pattern/dispatch.h"
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
@@ -29,21 +28,22 @@ constexpr auto few_of() -> decltype(PatternKernels::forward_few) {
 }
 
 template <class Tiles>
-constexpr PatternKernels kKernels = {pack_panel<Operands, Tiles>,
+constexpr PatternKernels kKernels = {pack_panel<Operands, typename Tiles::Tokens>,
                                      forward<Operands, Tiles>,
                                      forward_head<Operands, Tiles>,
                                      few_of<Tiles>(),
-                                     prepare_queries<Tiles>,
+                                     prepare_queries<typename Tiles::Tokens>,
                                      backward<Operands, Tiles>,
                                      Tiles::kOnAGrid ? backward_extra<Operands, Tiles> : nullptr,
-                                     store_dq<Tiles>,
+                                     store_dq<typename Tiles::Tokens>,
                                      backward_head<Operands, Tiles>};
 
+template <class... Patterns>
+constexpr Variant variant_of(PatternList<Patterns...>) {
+  return {{kKernels<SequenceTiles<Patterns>>...}, kKernels<GridTiles>};
+}
+
 extern const Variant kVariant;
-const Variant kVariant = {
-    {kKernels<TilesInARow<Dense>>, kKernels<TilesInARow<Causal>>,
-     kKernels<TilesInARow<SlidingWindow>>},
-    kKernels<TilesOfGrid>,
-};
+const Variant kVariant = variant_of(SequencePatterns{});
 
 }  // namespace tileattn::cpu::TILEATTN_ISA

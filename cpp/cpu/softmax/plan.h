@@ -6,6 +6,7 @@
 
 #include "cpu/common/blocks.h"
 #include "tileattn/attention.h"
+#include "tileattn/pattern/catalogue.h"
 #include "tileattn/pattern/neighborhood.h"
 
 namespace tileattn::cpu {
@@ -92,8 +93,8 @@ struct PatternKernels {
 
 /// Kernels of one instruction set.
 struct Variant {
-  PatternKernels in_a_row[3];  // by PatternKind
-  PatternKernels on_a_grid;
+  PatternKernels in_sequences[SequencePatterns::kSize];  // by PatternKind
+  PatternKernels on_grids;
 };
 
 /// Elements of the largest of the problem's results.

@@ -7,21 +7,20 @@
 
 namespace tileattn::cpu::TILEATTN_ISA {
 
-/// Of one query tile and one key tile. Keys are counted in columns: panel p begins at column
-/// p * kPanel, however many keys it has.
+/// Of one query tile and one key tile, whose cover is `whole`. Keys are counted in columns: panel
+/// p begins at column p * kPanel, however many keys it has.
 template <class Tiles>
 class Visibility {
  public:
   using Queries = typename Tiles::Queries;
   using Keys = typename Tiles::Keys;
+  using View = typename Tiles::View;
 
-  Visibility(const Tiles& tiles, const Queries& queries, const Keys& keys)
-      : tiles_(tiles), queries_(queries), keys_(keys) {
-    Cover whole = tiles.cover(queries, keys);
-    if (whole == Cover::kEmpty) return;
+  Visibility(const View& view, const Queries& queries, const Keys& keys, Cover whole)
+      : view_(view), queries_(queries), keys_(keys) {
     for (int g = 0; g < groups(); ++g)
       for (int p = 0; p < keys.panels(); ++p) {
-        cover_[g][p] = whole == Cover::kFull ? Cover::kFull : tiles.cover(queries, g, keys, p);
+        cover_[g][p] = whole == Cover::kFull ? Cover::kFull : view.cover(g, keys, p);
         if (cover_[g][p] != Cover::kEmpty) extend(panels_of_[g], p);
       }
   }
@@ -72,17 +71,27 @@ class Visibility {
     int group = row / kGroup;
     for (int p = panels_of_[group].begin; p < panels_of_[group].end; ++p)
       if (cover_[group][p] != Cover::kFull)
-        tiles_.hide(queries_, row, keys_, p, p + 1 < keys_.panels() ? kPanel : padded(p),
+        fill_others(view_.seen(row, keys_, p), p + 1 < keys_.panels() ? kPanel : padded(p),
                     row_values + p * kPanel, value);
   }
 
  private:
+  /// Writes `value` over those of s[0, columns) whose bits are not set.
+  static void fill_others(std::uint64_t bits, int columns, float* s, float value) {
+    BitVec lane;
+    for (int i = 0; i < kWidth; ++i) lane[i] = 1u << i;
+    const Vec others = broadcast(value);
+    for (int j = 0; j < columns; j += kWidth) {
+      const BitVec word = static_cast<std::uint32_t>(bits >> j) - BitVec{};
+      store(s + j, (word & lane) != 0 ? load(s + j) : others);
+    }
+  }
   static void extend(Range& range, int index) {
     range = range.size() == 0 ? Range{index, index + 1}
                               : Range{imin(range.begin, index), imax(range.end, index + 1)};
   }
 
-  const Tiles& tiles_;
+  const View& view_;
   const Queries& queries_;
   const Keys& keys_;
   Range panels_of_[kGroupsPerTile] = {};

@@ -113,57 +113,64 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const AttentionBackward& problem = params.problem;
   auto slots = Tiles<Config, Pattern>::key_slots(problem, params.plan);
   int slot = blockIdx.x % slots.count(), head_kv = blockIdx.x / slots.count();
-  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot);
+  // Patterns do not differ within a group.
+  int group = problem.heads_q / problem.heads_kv, heads_end = (head_kv + 1) * group;
+  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot, head_kv * group);
   if (!tiles.exists()) return;
 
   KeyMajor<Config, Pattern> tile(params, tiles, head_kv);
   ScoreGradient<Config, Pattern> gradient(problem, tiles, &shared.gradient);
   auto key_tile = tiles.own();
-  auto walk = tiles.queries();
-  int group = problem.heads_q / problem.heads_kv, visits = walk.size();
-  int heads_end = visits > 0 ? (head_kv + 1) * group : 0;
-  // A step is the visit number `visit` of the query head `head`.
-  auto advance = [&](int& head, int& visit) {
-    if (++visit == visits) visit = 0, ++head;
+  auto visits = tiles.queries();
+  // A step is a visit of a query head.
+  Visit<typename decltype(visits)::Tile> next;
+  int next_head = head_kv * group;
+  bool more = visits.next(next);
+  auto advance = [&] {
+    if (visits.next(next)) return;
+    more = ++next_head < heads_end;
+    if (!more) return;
+    visits = tiles.queries();
+    visits.next(next);
   };
-  auto fetch = [&](int stage, int head, int visit) {
-    if (head < heads_end) tile.fetch_queries(shared, stage, head, walk[visit]);
+  auto fetch = [&](int stage) {
+    if (more) tile.fetch_queries(shared, stage, next_head, next.tile);
     cp_async_fence();
   };
 
   shared.gradient.clear();
   tile.fetch_keys(shared);
-  fetch(0, head_kv * group, 0);
-  if (visits > 0) gradient.prepare(walk[0], key_tile);
+  fetch(0);
+  if (more) gradient.prepare(next.tile, key_tile);
 
   Tensor dk = partition_fragment_C(typename Config::KeyGradMma{},
                                    Shape<Int<Config::kKeys>, Int<Config::kDim>>{});
   Tensor dv = make_fragment_like(dk);
   clear(dk);
   clear(dv);
-  int next_head = head_kv * group, next_visit = 0, stage = 0;
+  int stage = 0;
   CUTE_NO_UNROLL
-  while (next_head < heads_end) {
+  while (more) {
     int head = next_head;
-    auto query_tile = walk[next_visit];
-    advance(next_head, next_visit);
+    auto visit = next;
+    advance();
     cp_async_wait<0>();
     __syncthreads();  // Q and dO are here; P, dS and the other stage are free
-    if constexpr (Config::kStages == 2) fetch(stage ^ 1, next_head, next_visit);
+    if constexpr (Config::kStages == 2) fetch(stage ^ 1);
 
     gradient.set_head(head);
     Tensor p = score_product<Config>();
     Tensor ds = score_product<Config>();
     multiply_scores<Config>(p, shared.q[stage], shared.k);
     multiply_scores<Config>(ds, shared.dout[stage], shared.v);
-    gradient(p, ds, shared.rows[stage], query_tile, key_tile);
+    gradient(p, ds, shared.rows[stage], visit.tile, key_tile, visit.cover);
     typename Config::ScoreMma score_mma;
     round_to_shared(score_mma, p, shared.p, typename ScoreSmem::Plain{});
     round_to_shared(score_mma, ds, shared.ds, typename ScoreSmem::Plain{});
     __syncthreads();  // P, dS and the column sums are complete
 
-    if (next_visit == 0) gradient.flush_columns(key_tile);
-    if (next_head < heads_end) gradient.prepare(walk[next_visit], key_tile);
+    if (next_head != head) gradient.flush_columns(key_tile);
+    if (more) gradient.prepare(next.tile, key_tile);
     typename Config::KeyGradMma key_mma;
     multiply_shared(key_mma, AcrossK{}, AcrossK{}, dv, shared.p, typename ScoreSmem::Transposed{},
                     shared.dout[stage], typename QuerySmem::Transposed{});
@@ -171,9 +178,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
                     shared.q[stage], typename QuerySmem::Transposed{});
     if constexpr (Config::kStages == 1) {
       __syncthreads();  // Q and dO may be replaced
-      fetch(stage, next_head, next_visit);
+      fetch(stage);
     }
-    if (params.dq_sum) tile.add_dq(shared, head, query_tile);
+    if (params.dq_sum) tile.add_dq(shared, head, visit.tile);
     if constexpr (Config::kStages == 2) stage ^= 1;
   }
   cp_async_wait<0>();

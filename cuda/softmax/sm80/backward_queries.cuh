@@ -88,49 +88,53 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const AttentionBackward& problem = params.problem;
   auto slots = Tiles<Config, Pattern>::query_slots(problem, params.plan);
   int slot = blockIdx.x % slots.count(), head = blockIdx.x / slots.count();
-  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot);
+  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot, head);
   if (!tiles.exists()) return;
 
   QueryMajor<Config, Pattern> tile(problem, tiles, head);
   ScoreGradient<Config, Pattern> gradient(problem, tiles, &shared);
-  auto walk = tiles.keys();
-  int steps = tiles.attends() ? walk.size() : 0;
-  auto fetch = [&](int step) {
-    if (step < steps) tile.fetch_keys(shared, step % Config::kStages, walk[step]);
+  auto visits = tiles.keys();
+  Visit<typename decltype(visits)::Tile> visit, next;
+  bool more = tiles.attends() && visits.next(next);
+  auto fetch = [&](int stage) {
+    if (more) tile.fetch_keys(shared, stage, next.tile);
     cp_async_fence();
   };
   tile.fetch_queries(shared);
   fetch(0);
-  if (steps > 0) {
+  if (more) {
     gradient.set_head(head);
-    gradient.prepare(tiles.own(), walk[0]);
+    gradient.prepare(tiles.own(), next.tile);
   }
 
   Tensor dq = partition_fragment_C(typename Config::QueryGradMma{},
                                    Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
   clear(dq);
+  int stage = 0;
   CUTE_NO_UNROLL
-  for (int step = 0; step < steps; ++step) {
-    int stage = step % Config::kStages;
+  while (more) {
+    visit = next;
+    more = visits.next(next);
     cp_async_wait<0>();
     __syncthreads();  // K and V are here; dS and the other stage are free
-    if constexpr (Config::kStages > 1) fetch(step + 1);
+    if constexpr (Config::kStages == 2) fetch(stage ^ 1);
 
     Tensor p = score_product<Config>();
     Tensor ds = score_product<Config>();
     multiply_scores<Config>(p, shared.q, shared.k[stage]);
     multiply_scores<Config>(ds, shared.dout, shared.v[stage]);
-    gradient(p, ds, shared.rows, tiles.own(), walk[step]);
+    gradient(p, ds, shared.rows, tiles.own(), visit.tile, visit.cover);
     round_to_shared(typename Config::ScoreMma{}, ds, shared.ds, typename ScoreSmem::Plain{});
     __syncthreads();  // dS is complete
 
-    if (step + 1 < steps) gradient.prepare(tiles.own(), walk[step + 1]);
+    if (more) gradient.prepare(tiles.own(), next.tile);
     multiply_shared(typename Config::QueryGradMma{}, AlongK{}, AcrossK{}, dq, shared.ds,
                     typename ScoreSmem::Plain{}, shared.k[stage], typename KeySmem::Transposed{});
     if constexpr (Config::kStages == 1) {
       __syncthreads();  // K and V may be replaced
-      fetch(step + 1);
+      fetch(stage);
     }
+    if constexpr (Config::kStages == 2) stage ^= 1;
   }
   cp_async_wait<0>();
   __syncthreads();  // no one reads or fills Q any more

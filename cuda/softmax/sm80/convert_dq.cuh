@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(Config::kThreads)
   const AttentionBackward& problem = params.problem;
   auto slots = Tiles<Config, Pattern>::query_slots(problem, params.plan);
   int slot = blockIdx.x % slots.count(), head = blockIdx.x / slots.count();
-  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot);
+  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot, head);
   if (!tiles.exists()) return;
 
   typename Config::QueryGradMma mma;

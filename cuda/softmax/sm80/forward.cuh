@@ -27,21 +27,17 @@ __global__ void __launch_bounds__(Config::kThreads)
   int slot = slots.count() - 1 - blockIdx.x % slots.count();
   int head = blockIdx.x / slots.count() % problem.heads_q;
   int split = blockIdx.x / slots.count() / problem.heads_q;
-  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot);
+  auto tiles = Tiles<Config, Pattern>::of_slot(problem, params.plan, slots, slot, head);
   if (!tiles.attends()) return;
 
   MainloopSm80<Config, Pattern> mainloop(problem, tiles, head, shared);
-  auto walk = tiles.keys();
-  int share = tileattn::ceil_div(walk.size(), params.partials.splits);
-  int begin = imin(split * share, walk.size()), end = imin(begin + share, walk.size());
-
   Tensor out = partition_fragment_C(typename Config::ScoreMma{},
                                     Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
   clear(out);
   constexpr int kRows = decltype(size<0>(by_rows(out)))::value;
   OnlineSoftmax<kRows> softmax(problem.sinks && split == 0 ? problem.sinks[head] : -INFINITY,
                                mainloop.natural());
-  mainloop.run(shared, walk, begin, end, out, softmax);
+  mainloop.run(shared, tiles.keys().part(split, params.partials.splits), out, softmax);
   softmax.finish(by_rows(out));
 
   const Partials& parts = params.partials;

@@ -36,53 +36,60 @@ class MainloopSm80 {
   /// What the scores are that the softmax is given.
   CUTE_DEVICE bool natural() const { return scores_.natural(); }
 
-  /// Visits the key tiles walk[begin, end).
-  template <class Walk, class Out, class Softmax>
-  CUTE_DEVICE void run(Shared& shared, const Walk& walk, int begin, int end, Out& out,
-                       Softmax& softmax) const {
+  template <class Cursor, class Out, class Softmax>
+  CUTE_DEVICE void run(Shared& shared, Cursor visits, Out& out, Softmax& softmax) const {
+    using KeyVisit = Visit<typename Cursor::Tile>;
+    constexpr int kStages = Config::kStages;
     // Groups in flight, oldest first: K V K V ... K; each iteration adds a V and a K.
-    constexpr int kInFlight = 2 * Config::kStages - 2;
-    auto fetch_k = [&](int n) {
-      if (n < end)
-        fetch(shared.k[(n - begin) % Config::kStages], problem_.k, problem_.extra_k, walk[n],
-              problem_.dim);
+    constexpr int kInFlight = 2 * kStages - 2;
+    int left = visits.size();
+    // The visit at work and those after it, whose keys are under way.
+    KeyVisit ahead[kStages];
+    // `distance`: of the visit from the one at work.
+    auto fetch_k = [&](int stage, int distance, KeyVisit& visit) {
+      if (distance < left) {
+        visits.next(visit);
+        fetch(shared.k[stage], problem_.k, problem_.extra_k, visit.tile, problem_.dim);
+      }
       cp_async_fence();
     };
-    auto fetch_v = [&](int n) {
-      if (n < end)
-        fetch(shared.v[(n - begin) % Config::kStages], problem_.v, problem_.extra_v, walk[n],
-              problem_.dim_v);
+    auto fetch_v = [&](int stage, int distance, const KeyVisit& visit) {
+      if (distance < left)
+        fetch(shared.v[stage], problem_.v, problem_.extra_v, visit.tile, problem_.dim_v);
       cp_async_fence();
     };
     fetch_q(shared);
-    fetch_k(begin);
+    fetch_k(0, 0, ahead[0]);
     CUTE_UNROLL
-    for (int ahead = 1; ahead < Config::kStages; ++ahead) {
-      fetch_v(begin + ahead - 1);
-      fetch_k(begin + ahead);
+    for (int n = 1; n < kStages; ++n) {
+      fetch_v(n - 1, n - 1, ahead[n - 1]);
+      fetch_k(n, n, ahead[n]);
     }
-    if (begin < end) scores_.prepare(walk[begin]);
+    if (left > 0) scores_.prepare(ahead[0]);
 
+    int stage = 0;
     CUTE_NO_UNROLL
-    for (int n = begin; n < end; ++n) {
-      int stage = (n - begin) % Config::kStages;
+    for (; left > 0; --left) {
       cp_async_wait<kInFlight>();
       __syncthreads();  // this K is here; the V of the last iteration is used up
-      fetch_v(n + Config::kStages - 1);
+      fetch_v((stage + kStages - 1) % kStages, kStages - 1, ahead[kStages - 1]);
 
       Tensor weights =
           partition_fragment_C(Mma{}, Shape<Int<Config::kQueries>, Int<Config::kKeys>>{});
       clear(weights);
       multiply_scores<Config>(weights, shared.q, shared.k[stage]);
-      float factor = scores_.modify(by_rows(weights), walk[n]);
+      float factor = scores_.modify(by_rows(weights), ahead[0]);
       softmax.absorb(by_rows(weights), by_rows(out), factor);
 
       cp_async_wait<kInFlight>();
       __syncthreads();  // this V is here; this K is used up
-      fetch_k(n + Config::kStages);
-      if (n + 1 < end) scores_.prepare(walk[n + 1]);
+      CUTE_UNROLL
+      for (int n = 1; n < kStages; ++n) ahead[n - 1] = ahead[n];
+      fetch_k(stage, kStages, ahead[kStages - 1]);
+      if (left > 1) scores_.prepare(ahead[0]);
       multiply_registers(Mma{}, AcrossK{}, out, as_operand_a<Element>(weights), shared.v[stage],
                          typename KeySmem::Transposed{});
+      stage = (stage + 1) % kStages;
     }
     cp_async_wait<0>();
     __syncthreads();  // shared memory is free

@@ -58,7 +58,7 @@ CUTE_DEVICE void consume(const ForwardSm90Params& params, ForwardSm90Shared<Conf
   for_each_work<Config>(
       params.schedule, problem, [&](const Sequence& sequence, int head, int query_tile) {
         int rows = sequence.len_q - query_tile * Config::kQueries;
-        Tiles<Config, Pattern> tiles(problem, sequence, query_tile, rows);
+        Tiles<Config, Pattern> tiles(problem, sequence, head, query_tile, rows);
         VisibleScores<Config, Pattern, kModifiers> visible(problem, tiles, head, nullptr);
         Tensor out = consumer.make_out();
         OnlineSoftmax<decltype(size<0>(by_rows(out)))::value> softmax(

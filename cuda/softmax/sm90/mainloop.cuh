@@ -54,8 +54,9 @@ class ProducerSm90 {
   CUTE_DEVICE void bring_keys(const AttentionProblem& problem, const Sequence& sequence, int head,
                               int query_tile) {
     int key_head = head / (problem.heads_q / problem.heads_kv);
-    auto walk = Pattern::make(problem.pattern, sequence.len_q, sequence.len_k)
-                    .keys_of(query_tile, Config::kTiling);
+    auto visits =
+        Pattern::make(problem.pattern, {sequence.index, head, sequence.len_q, sequence.len_k})
+            .keys_of(query_tile, Config::kTiling);
     auto bring = [&](const TileMap& map, auto* stages, auto& ring, auto place, int key_tile) {
       ring.wait_until_used_up(place);
       Copies::Key::load(map, stages[place.stage()],
@@ -64,10 +65,15 @@ class ProducerSm90 {
                         ring.full[place.stage()], TMA::CacheHintSm90::EVICT_LAST);
     };
     // In the order in which the consumers wait for them: K K V K V ... V.
+    Visit<int> visit, next;
+    bool more = visits.next(next);
+    if (more) bring(maps_.k, shared_.k, shared_.k_ring, keys_++, next.tile);
     CUTE_NO_UNROLL
-    for (int n = 0; n <= walk.size(); ++n) {
-      if (n < walk.size()) bring(maps_.k, shared_.k, shared_.k_ring, keys_++, walk[n]);
-      if (n > 0) bring(maps_.v, shared_.v, shared_.v_ring, values_++, walk[n - 1]);
+    while (more) {
+      visit = next;
+      more = visits.next(next);
+      if (more) bring(maps_.k, shared_.k, shared_.k_ring, keys_++, next.tile);
+      bring(maps_.v, shared_.v, shared_.v_ring, values_++, visit.tile);
     }
   }
 
@@ -96,15 +102,16 @@ class ConsumerSm90 {
     return partition_fragment_C(OutMma{}, Shape<Int<Config::kQueries>, Int<Config::kDim>>{});
   }
 
-  /// out becomes the sum of the weighted values of the key tiles in `walk`.
-  template <class Scores, class Walk, class Out, class Softmax>
-  CUTE_DEVICE void run(const Scores& visible, const Walk& walk, Out& out, Softmax& softmax) {
+  /// out becomes the sum of the weighted values of the key tiles visited.
+  template <class Scores, class Cursor, class Out, class Softmax>
+  CUTE_DEVICE void run(const Scores& visible, Cursor visits, Out& out, Softmax& softmax) {
     clear(out);
     shared_.q_ring[warpgroup_].wait_until_full(queries_++);
-    if (walk.size() == 0) return;
+    const int count = visits.size();
+    if (count == 0) return;
     // The places of the first tile; those of V are the same, only filled later.
     const Place first = tiles_;
-    tiles_.count += walk.size();
+    tiles_.count += count;
 
     auto score_mma = ScoreMma{}.get_slice(warpgroup_ * 128);
     auto out_mma = OutMma{}.get_slice(warpgroup_ * 128);
@@ -120,8 +127,10 @@ class ConsumerSm90 {
     Tensor weights = make_tensor<Element>(
         partition_shape_A(OutMma{}, Shape<Int<Config::kQueries>, Int<Config::kKeys>>{}));
 
-    auto weigh = [&](int key_tile) {
-      float factor = visible.modify(by_rows(scores), key_tile);
+    auto weigh_next = [&] {
+      Visit<int> visit;
+      visits.next(visit);
+      float factor = visible.modify(by_rows(scores), visit);
       return softmax.weigh(by_rows(scores), factor);
     };
     // When the values of all tiles before `next` are in out: makes it ready for those of `next`.
@@ -136,12 +145,12 @@ class ConsumerSm90 {
     start_product<false>(ScoreMma{}, q, k(_, _, _, first.stage()), scores);
     wait_for_product<0>(scores);
     use_up(shared_.k_ring, first);
-    auto rescale = weigh(walk[0]);
+    auto rescale = weigh_next();
 
     // The wait for the values of one tile stands at the head of the loop, not behind the softmax
     // of the next tile at its foot: inside a block of code the compiler would move it ahead.
     CUTE_NO_UNROLL
-    for (int n = 1; n < walk.size(); ++n) {
+    for (int n = 1; n < count; ++n) {
       Place last{first.count + n - 1}, place{first.count + n};
       shared_.k_ring.wait_until_full(place);
       finish_values(last, rescale);
@@ -153,10 +162,10 @@ class ConsumerSm90 {
 
       wait_for_product<1>(scores);
       use_up(shared_.k_ring, place);
-      rescale = weigh(walk[n]);
+      rescale = weigh_next();
     }
 
-    Place last{first.count + walk.size() - 1};
+    Place last{first.count + count - 1};
     shared_.v_ring.wait_until_full(last);
     finish_values(last, rescale);
     start_product<true>(OutMma{}, weights, v(_, _, _, last.stage()), out);

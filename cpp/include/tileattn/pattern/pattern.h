@@ -4,19 +4,21 @@
 // A pattern is a small trivially copyable struct, used by the CPU kernels, by
 // the CUDA kernels of every architecture and by the pictures alike. It has
 //
-//   static P make(PatternSpec spec, int len_q, int len_k);
+//   static P make(const PatternSpec& spec, const HeadPlace& place);
 //   bool  visible(int query, int key) const;              the definition
-//   Walk  keys_of(int query_tile, Tiling tiling) const;   key tiles to visit, in order
-//   Walk  queries_of(int key_tile, Tiling tiling) const;  the transpose, for dK and dV
+//   std::uint64_t seen(int query, int first_key) const;   the same of 64 keys, one a bit
+//   Cursor keys_of(int query_tile, Tiling tiling) const;   key tiles to visit, in order
+//   Cursor queries_of(int key_tile, Tiling tiling) const;  the transpose, for dK and dV
 //   Cover cover(int query_tile, int key_tile, Tiling tiling) const;
 //
 // and promises (cpp/tests/test_patterns.cpp checks all small shapes):
-//   visible(i, j)                => the tile of j is in keys_of(tile of i), and
-//                                   the tile of i is in queries_of(tile of j);
-//   cover == kFull               => every in-range query of the tile sees every
-//                                   key of a whole (not cut off) key tile;
-//   cover == kEmpty              <=> no element is visible.
-// visible() is false for every key outside [0, len_k).
+//   a key tile is in keys_of(a query tile), and that in queries_of(the key tile),
+//                      <=> some key of the one is visible to some query of the other;
+//   cover == kFull      => every in-range query of the tile sees every key of a
+//                          whole (not cut off) key tile;
+//   cover == kEmpty    <=> no element is visible.
+// visible() is false for every key outside [0, len_k). What is a range or two of keys
+// for each query says no more than these: see ranges.h.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +26,10 @@
 #include "tileattn/macros.h"
 
 namespace tileattn {
+
+TILEATTN_HOST_DEVICE int imin(int a, int b) { return a < b ? a : b; }
+TILEATTN_HOST_DEVICE int imax(int a, int b) { return a > b ? a : b; }
+TILEATTN_HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 enum class Cover : std::uint8_t { kEmpty, kPartial, kFull };
 
@@ -51,6 +57,64 @@ struct TwoRuns {
   }
 };
 
+/// A tile to visit, and how much of it is visible.
+template <class Tile>
+struct Visit {
+  Tile tile;
+  Cover cover;
+};
+
+/// Visits tiles in order. Pattern::cover is asked of pairs (own, visited), or (visited, own).
+template <class Pattern, bool kOwnIsQueries>
+class Cursor {
+ public:
+  TILEATTN_HOST_DEVICE Cursor(const Pattern& pattern, int own, Tiling tiling, TwoRuns tiles)
+      : pattern_(pattern),
+        own_(own),
+        tiling_(tiling),
+        tiles_(tiles),
+        next_(0),
+        end_(tiles.size()) {}
+
+  using Tile = int;
+
+  /// The next visit, if there is one.
+  TILEATTN_HOST_DEVICE bool next(Visit<int>& visit) {
+    if (next_ == end_) return false;
+    visit.tile = tiles_[next_++];
+    visit.cover = kOwnIsQueries ? pattern_.cover(own_, visit.tile, tiling_)
+                                : pattern_.cover(visit.tile, own_, tiling_);
+    return true;
+  }
+
+  /// How many are left.
+  TILEATTN_HOST_DEVICE int size() const { return end_ - next_; }
+
+  /// Part `n` of `parts` that are about equally long.
+  TILEATTN_HOST_DEVICE Cursor part(int n, int parts) const {
+    Cursor some = *this;
+    const int share = ceil_div(size(), parts);
+    some.next_ = imin(next_ + n * share, end_);
+    some.end_ = imin(some.next_ + share, end_);
+    return some;
+  }
+
+ private:
+  Pattern pattern_;
+  int own_;
+  Tiling tiling_;
+  TwoRuns tiles_;
+  int next_, end_;
+};
+
+/// Whose map a pattern is.
+struct HeadPlace {
+  int entry;  // of the batch, or of the packed sequences
+  int head;   // of the queries
+  int len_q;
+  int len_k;
+};
+
 /// What a caller asks for; each pattern takes from it what it needs.
 struct PatternSpec {
   static constexpr int kUnlimited = -1;
@@ -60,10 +124,6 @@ struct PatternSpec {
   bool causal = false;     // no key after the query's own position, sinks included
 };
 
-TILEATTN_HOST_DEVICE int imin(int a, int b) { return a < b ? a : b; }
-TILEATTN_HOST_DEVICE int imax(int a, int b) { return a > b ? a : b; }
-TILEATTN_HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 /// The tiles of `tile` tokens that the token range [begin, end) touches.
 TILEATTN_HOST_DEVICE Range tiles_of(int begin, int end, int tile) {
   return end > begin ? Range{begin / tile, ceil_div(end, tile)} : Range{0, 0};
@@ -72,6 +132,12 @@ TILEATTN_HOST_DEVICE Range tiles_of(int begin, int end, int tile) {
 /// The tokens of tile `index`, cut off at `length`.
 TILEATTN_HOST_DEVICE Range tokens_of(int index, int tile, int length) {
   return {index * tile, imin((index + 1) * tile, length)};
+}
+
+/// A word with the bits [begin, end) set, as far as it has them.
+TILEATTN_HOST_DEVICE std::uint64_t word_of(Range bits) {
+  int begin = imax(bits.begin, 0), size = imin(bits.end, 64) - begin;
+  return size > 0 ? ~std::uint64_t{0} >> (64 - size) << begin : 0;
 }
 
 }  // namespace tileattn
