@@ -123,14 +123,16 @@ def _compare(eager: Any, ours: Any, inputs: dict[str, Tensor]) -> str:
     if any(out.isnan().any() for out in expected):
         return "size"
     _assert_close("outputs", actual, expected)
+    # The rest would compare transformers with itself; dac, a quantizer, then differs now and again.
+    if any("nothing in it called tileattn" in str(w.message) for w in caught):
+        return "bypass"
     _compare_gradients(ours, eager, actual, expected)
     with torch.no_grad():
         if _has_padding(inputs):
             _compare_padded(ours, eager, inputs)
         if "input_ids" in inputs:
             _compare_causality(ours, eager, inputs, actual, expected)
-    bypassed = any("nothing in it called tileattn" in str(w.message) for w in caught)
-    return "bypass" if bypassed else "runs"
+    return "runs"
 
 
 def _assert_close(what: str, actual: list[Tensor], expected: list[Tensor]) -> None:
